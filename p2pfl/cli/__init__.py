@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable
+from functools import cache
 from typing import NoReturn
 
 import typer
+import typer.main
 
 import p2pfl
 from p2pfl.cli import data, keys, node, study, topology
@@ -73,13 +76,19 @@ def _root(
     logging.getLogger("p2pfl.evaluation.progress").setLevel(logging.INFO)  # what takes long says so
 
 
+@cache
+def command_line() -> Callable[[], object]:
+    """All commands; made once, also for the processes that are forked from this one."""
+    return typer.main.get_command(app)
+
+
 def main() -> NoReturn:
     """Run the command line, and exit with its code."""
     guard_streams()
     if asks_for_json(sys.argv):
         print_json_lines()
     try:
-        app()
+        command_line()()
     except P2PFLError as error:
         rank = f" (rank {os.environ['RANK']})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
         sys.stderr.write(f"p2pfl{rank}: {error}\n")

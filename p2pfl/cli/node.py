@@ -87,12 +87,18 @@ def fork_server(room: Annotated[str, typer.Argument(help="Blanks, in whose place
     """Fork a process for each line of standard input that asks for one; `p2pfl up` speaks to it."""
     from p2pfl.cli import main
     from p2pfl.launcher.fork_server import serve
+    from p2pfl.yaml_files import prepare_check
+
+    def prepare() -> None:
+        from p2pfl.node.site import SiteFile
+
+        prepare_check(SiteFile)
 
     def program(arguments: Sequence[str]) -> None:
         sys.argv = ["p2pfl", *arguments]
         main()
 
-    serve(program)
+    serve(program, prepare=prepare)
 
 
 @app.command()

@@ -162,14 +162,18 @@ def test_an_error_that_ends_a_node_is_json_where_the_log_is(option, fault, tmp_p
 
 NOISY = """
 import logging, sys, warnings
-from p2pfl.cli.streams import guard_streams, log_handler, print_json_lines
-guard_streams()
-print_json_lines()
-logging.basicConfig(level=logging.INFO, handlers=[log_handler()])
-logging.getLogger("p2pfl.node").info("round %d", 7)
-warnings.warn("it is old", DeprecationWarning)
-print("stopped: paused")
-raise ValueError("it broke")
+from p2pfl.cli import main
+from p2pfl.node import start
+
+def noisy(*_, **__):
+    logging.getLogger("p2pfl.node").info("round %d", 7)
+    warnings.warn("it is old", DeprecationWarning)
+    print("stopped: paused")
+    raise ValueError("it broke")
+
+start.start = noisy
+sys.argv = ["p2pfl", "node", "start", "site.yaml", "--log-format", "json"]
+main()
 """
 
 

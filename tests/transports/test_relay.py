@@ -325,8 +325,10 @@ def test_pairs_that_flood_a_relay_do_not_hold_up_a_sign_of_life_of_another():
             let_past = [await bytes_let_past(links, *quiet) for _ in range(5)]
             for task in tasks:
                 task.cancel()
-        for _, writer in (*quiet, *loud):
-            writer.close()
+        writers = [writer for _, writer in (*quiet, *loud)]
+        for writer in writers:
+            writer.transport.abort()
+        await asyncio.gather(*(writer.wait_closed() for writer in writers), return_exceptions=True)
 
         assert min(let_past) < a_piece_of_each / 4
 
