@@ -212,6 +212,11 @@ def check(kind: type[T], value: Mapping[str, Any], place: str) -> T:
         raise ConfigError(findings(kind, error), place) from error
 
 
+def prepare_check(kind: type[Any]) -> None:
+    """Make now what `check` needs for a kind of content, for processes that are forked later."""
+    _validator(cast("Hashable", kind))
+
+
 @cache
 def _validator(kind: Any) -> SchemaValidator:
     """Make pydantic's validator stricter: true is no number, 5.0 no whole one, '5' neither, and no number is infinite."""

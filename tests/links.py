@@ -15,10 +15,10 @@ import zmq
 
 from mosquitto import Mosquitto
 from p2pfl.errors import TransportError
-from p2pfl.testing.site_proxy import SiteProxy
 from p2pfl.transports import TRANSPORTS, Endpoint, LinksByKind, MemoryNetwork, Received, ReservedPort, Transport, reserve_port
 from p2pfl.transports.proxies import Proxy, ProxyWay
 from p2pfl.transports.relay_service import RelayService
+from site_proxy import SiteProxy
 
 DEADLINE_S = 20.0
 STUDY = "5" * 64

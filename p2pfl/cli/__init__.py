@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable
+from functools import cache
 from typing import NoReturn
 
 import typer
+import typer.main
 
 import p2pfl
 from p2pfl.cli import data, keys, node, study, topology
@@ -15,7 +18,7 @@ from p2pfl.cli.chaos import chaos
 from p2pfl.cli.doctor import doctor
 from p2pfl.cli.inspect import dashboard, inspect
 from p2pfl.cli.run import predict, simulate, up
-from p2pfl.cli.streams import OneLineFormatter, guard_streams
+from p2pfl.cli.streams import asks_for_json, guard_streams, log_handler, print_json_lines
 from p2pfl.cli.sweep import sweep
 from p2pfl.errors import ConfigError, MembersMissing, P2PFLError
 
@@ -69,17 +72,23 @@ def _root(
     verbose: bool = typer.Option(False, "--verbose", "-v", help="Log more on standard error: level INFO."),
     version: bool = typer.Option(False, "--version", help="Print the version and stop.", callback=_say_version, is_eager=True),  # noqa: ARG001
 ) -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(OneLineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[log_handler()])
     logging.getLogger("p2pfl.evaluation.progress").setLevel(logging.INFO)  # what takes long says so
+
+
+@cache
+def command_line() -> Callable[[], object]:
+    """All commands; made once, also for the processes that are forked from this one."""
+    return typer.main.get_command(app)
 
 
 def main() -> NoReturn:
     """Run the command line, and exit with its code."""
     guard_streams()
+    if asks_for_json(sys.argv):
+        print_json_lines()
     try:
-        app()
+        command_line()()
     except P2PFLError as error:
         rank = f" (rank {os.environ['RANK']})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
         sys.stderr.write(f"p2pfl{rank}: {error}\n")

@@ -14,7 +14,6 @@ import typer
 
 from p2pfl.cli.options import AcceptDifference, AllowTask, Json
 from p2pfl.cli.run import checked_kinds
-from p2pfl.cli.streams import log_as_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,8 +45,8 @@ def start(
     until_stdin_closes: Annotated[bool, typer.Option("--until-stdin-closes", hidden=True)] = False,
     start_within_s: Annotated[float | None, typer.Option(hidden=True)] = None,
     disturbed_by: Annotated[Path | None, typer.Option(hidden=True)] = None,
-    log_format: Annotated[
-        LogFormat, typer.Option(help="Form of the log on standard error: text, or JSON lines with times in UTC.")
+    log_format: Annotated[  # noqa: ARG001  # `main` has looked it up, before anything was printed
+        LogFormat, typer.Option(help="Form of all that is printed: text, or JSON lines with times in UTC.")
     ] = "text",
 ) -> None:
     """Run this institution's node until its network has finished. SIGTERM, SIGINT and SIGHUP pause it; the same command continues.
@@ -64,8 +63,6 @@ def start(
         from p2pfl.testing.disturbance import disturb
 
         disturb(disturbed_by)
-    if log_format == "json":
-        log_as_json()
     reason = run(
         site,
         confirmed=confirm,
@@ -90,12 +87,18 @@ def fork_server(room: Annotated[str, typer.Argument(help="Blanks, in whose place
     """Fork a process for each line of standard input that asks for one; `p2pfl up` speaks to it."""
     from p2pfl.cli import main
     from p2pfl.launcher.fork_server import serve
+    from p2pfl.yaml_files import prepare_check
+
+    def prepare() -> None:
+        from p2pfl.node.site import SiteFile
+
+        prepare_check(SiteFile)
 
     def program(arguments: Sequence[str]) -> None:
         sys.argv = ["p2pfl", *arguments]
         main()
 
-    serve(program)
+    serve(program, prepare=prepare)
 
 
 @app.command()
@@ -205,12 +208,13 @@ def egress(
     allow_task: AllowTask = None,
     as_json: Json = False,
 ) -> None:
-    """List everything that will leave this institution: to whom, in which tensors, and how many bytes a round. Nothing is sent.
+    """List everything that will leave this institution: to whom, through whom, in which tensors, how many bytes a round. Nothing is sent.
 
     Example: p2pfl node egress site.yaml
     """
     from p2pfl.experiment.loading import load_study
     from p2pfl.node.egress import egress_of
+    from p2pfl.node.egress_ways import relayed_by, ways_of
     from p2pfl.node.site import SiteFile
     from p2pfl.node.start import check_confirmed, own_plan
     from p2pfl.protocol.network_view import ViewPolicy
@@ -221,7 +225,8 @@ def egress(
     card = study.member(own.member)
     policy = ViewPolicy(bytes_per_s=own.view_bytes_per_s, metrics=own.view_metrics, counts=own.view_counts)
     plan = own_plan(own, study, site, (*(allow_task or ()), *own.allow_tasks))
-    found = egress_of(plan, card, policy, heartbeat_s=own.heartbeat_s)
+    ways, relayed = ways_of(own, study, card), relayed_by(own, study, card)
+    found = egress_of(plan, card, policy, heartbeat_s=own.heartbeat_s, ways=ways, relayed=relayed)
     if as_json:
         sys.stdout.write(json.dumps(found.as_dict(), indent=2) + "\n")
         return
@@ -240,6 +245,10 @@ def egress(
     most = "at most " if found.is_most else ""
     total = f"{most}{found.update_bytes:,} bytes a round to each with headers, {found.round_bytes:,} to all"
     console.print(f"{total}; what is lost on the way is sent again", soft_wrap=True)
+    for way in found.ways:
+        console.print(way.text, soft_wrap=True)
+    if found.relayed is not None:
+        console.print(found.relayed.text, soft_wrap=True)
     for message in found.messages:
         most = "" if message.most_bytes is None else f", at most {message.most_bytes:,} bytes"
         console.print(f"{message.what}, to {message.to}, {message.when}{most}: {message.holds}", soft_wrap=True)

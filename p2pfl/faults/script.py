@@ -93,6 +93,14 @@ class Fault:
         """Name the fault and what fails, such as "cut of a - b"."""
         return f"{self.kind.value} of {(' - ' if self.kind in OF_EDGES else ', ').join(self.nodes)}"
 
+    @property
+    def when(self) -> str:
+        """Say when it holds, such as "rounds 3 to 5"."""
+        if self.rounds:
+            first, last = min(self.rounds), max(self.rounds)
+            return f"round {first}" if first == last else f"rounds {first} to {last}"
+        return f"from {self.from_s:g} s on" if self.until_s == math.inf else f"{self.from_s:g} s to {self.until_s:g} s"
+
     def is_on(self, sender: str, receiver: str) -> bool:
         """Whether it concerns what one node sends to another, where it is a fault of edges."""
         if self.kind is FaultKind.PARTITION:

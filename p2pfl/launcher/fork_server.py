@@ -2,7 +2,7 @@
 
 The server reads lines of JSON and answers in lines of JSON; a process goes by the name that it was asked for by.
 
-    {"read": FILE}                                      YAML that every process will load: it is read once
+    {"read": FILE}                                      the study, which every process will load: it is read once
     {"start": NAME, "arguments": [...], "log": FILE}    fork one that runs this command line, its output added to the file
     {"signal": NAME, "number": N}                       pass it on, if the process is still there
     {"ready": true, "unfit": null}                      everything is imported; not null: why nothing can be forked here
@@ -55,14 +55,22 @@ Program = Callable[[Sequence[str]], None]
 """Runs the command line with some arguments."""
 
 
-def serve(program: Program, *, shared: Sequence[str] = SHARED) -> None:
-    """Serve standard input until it ends and every process has; *shared* are modules to import before the first fork."""
+def serve(program: Program, *, shared: Sequence[str] = SHARED, prepare: Callable[[], None] | None = None) -> None:
+    """Serve standard input until it ends and every process has.
+
+    Args:
+        program: runs a command line in a forked process.
+        shared: modules to import before the first fork.
+        prepare: called after that, and before the first fork; it must leave no thread behind.
+    """
     _show(["node", "fork-server"])
     answers = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what an import prints is no answer
     gc.disable()  # a collection writes to every object, and so to every page
     for name in shared:
         import_module(name)
+    if prepare is not None:
+        prepare()
     gc.freeze()
     _Server(program, sys.stdin.fileno(), answers).run()
 
@@ -179,10 +187,12 @@ class _Server:
 
 def _read(file: str) -> None:
     from p2pfl.errors import ConfigError
+    from p2pfl.experiment.loading import load_study
     from p2pfl.yaml_files import keep_yaml
 
     with suppress(ConfigError):  # each process will say so itself
         keep_yaml(file)
+        load_study(file)  # each process will; what checks a file's types is made once
     gc.freeze()
 
 

@@ -100,18 +100,23 @@ class BrokerSettings:
         )
 
 
+def settings_for(settings: BrokerSettings | None, peers: list[str]) -> BrokerSettings:
+    """Return the settings of the broker of the links to some neighbours; ConfigError if site.yaml has none."""
+    if settings is None:
+        raise ConfigError(
+            f"mqtt = null: the study has the links to {', '.join(peers)} go over an MQTT broker; write how this site reaches it, such as "
+            "mqtt: {host: broker.example, username: hungary, password_file: mqtt-password}"
+        )
+    return settings
+
+
 def broker_of(settings: BrokerSettings | None, peers: list[str]) -> Broker:
     """Make the broker of the links to some neighbours.
 
     Raises:
         ConfigError: site.yaml says none, or its password is not to be had.
     """
-    if settings is None:
-        raise ConfigError(
-            f"mqtt = null: the study has the links to {', '.join(peers)} go over an MQTT broker; write how this site reaches it, such as "
-            "mqtt: {host: broker.example, username: hungary, password_file: mqtt-password}"
-        )
-    broker = settings.broker()
+    broker = settings_for(settings, peers).broker()
     if broker.username is not None and not broker.tls and not is_loopback(broker.address):
         log.warning("mqtt.tls = false: the password goes to %s unencrypted; write tls: true where the broker has it", broker.host)
     return broker

@@ -13,6 +13,7 @@ from p2pfl.errors import ConfigError, MembersMissing, P2PFLError
 from p2pfl.node.checkpoint import CHECKPOINT, keep, read, take_up
 from p2pfl.node.conclusion import close, note_differences, outcome_of, relay_on, write_without_result, write_without_start
 from p2pfl.node.evidence import evidence_rounds
+from p2pfl.node.link_reports import good_links
 from p2pfl.node.memory import NodeMemory, forecast_node
 from p2pfl.node.node import Node
 from p2pfl.node.pairwise import PairwiseRounds
@@ -244,13 +245,14 @@ class Daemon:
     async def _tick(self) -> None:
         node = self.node
         while True:
+            links = node.links.now()
             if node.place.round == 0 and self.protocol.edges.closing is None:
-                node.agreed.agreement.note_links(node.links.good(), self.clock.now_s())
+                node.agreed.agreement.note_links(good_links(links), self.clock.now_s())
             self.protocol.tick(self.clock.now_s())
             node.sending.wake()
             node.links.count_unreadable()
             node.log.say_due()
-            node.links.look()
+            node.links.look(links)
             node.rounds.look()
             await asyncio.sleep(TICK_S)
 

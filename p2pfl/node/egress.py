@@ -1,16 +1,18 @@
-"""List of all that leaves a site while its node runs: to whom, in which tensors, and how many bytes a round."""
+"""List of all that leaves a site while its node runs: to whom, through whom, in which tensors, and how many bytes a round."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from p2pfl.experiment.plan import Plan
 from p2pfl.governance.card import Card
+from p2pfl.node.egress_ways import EdgeWay, Relayed
 from p2pfl.node.mixing import update_formats
 from p2pfl.protocol.network_view import ViewPolicy
+from p2pfl.transports.relay_words import REQUEST_BYTES
 from p2pfl.wire.codec import encode
 from p2pfl.wire.messages import MAX_RECORD_BYTES, Hello, Remembered, Report, StopNews
 from p2pfl.wire.round_record import MAX_METRICS
@@ -62,6 +64,10 @@ class Egress:
     stays: tuple[str, ...]
     """Tensors of the model that never leave: frozen, personal, and statistics of layers."""
     messages: tuple[Message, ...]
+    ways: tuple[EdgeWay, ...]
+    """How the bytes get to each neighbour."""
+    relayed: Relayed | None
+    """Bytes of others that leave here; None: nothing is relayed."""
 
     @property
     def round_bytes(self) -> int:
@@ -73,7 +79,9 @@ class Egress:
         return {**asdict(self), "round_bytes": self.round_bytes}
 
 
-def egress_of(plan: Plan, card: Card, policy: ViewPolicy, *, heartbeat_s: int) -> Egress:
+def egress_of(
+    plan: Plan, card: Card, policy: ViewPolicy, *, heartbeat_s: int, ways: Sequence[EdgeWay] = (), relayed: Relayed | None = None
+) -> Egress:
     """List what leaves the site of a member, whose rows are in the plan."""
     me = plan.names.index(card.name)
     population = plan.population([card.name])
@@ -94,7 +102,9 @@ def egress_of(plan: Plan, card: Card, policy: ViewPolicy, *, heartbeat_s: int) -
         travels=tuple(travels),
         is_most=not plan.schedule.is_steady,
         stays=tuple(stays),
-        messages=tuple(_messages(plan, card, policy, heartbeat_s)),
+        messages=(*_messages(plan, card, policy, heartbeat_s), *_messages_on_the_way(ways)),
+        ways=tuple(ways),
+        relayed=relayed,
     )
 
 
@@ -174,6 +184,36 @@ def _messages(plan: Plan, card: Card, policy: ViewPolicy, heartbeat_s: int) -> S
             most_bytes=None,
         ),
     ]
+
+
+def _messages_on_the_way(ways: Sequence[EdgeWay]) -> Iterator[Message]:
+    """List what those get who carry this site's bytes, beside these bytes."""
+    when = "whenever a connection is made"
+    for proxy in sorted({way.proxy for way in ways if way.proxy is not None}):
+        yield Message(
+            what="request to the proxy",
+            to=proxy,
+            holds="host and port of the neighbour, relay or broker; user and password where site.yaml has them",
+            when=when,
+            most_bytes=None,
+        )
+    for relay in sorted({way.relay for way in ways if way.relay is not None}):
+        yield Message(
+            what="request to the relay",
+            to=relay,
+            holds="public keys of this site and of the neighbour, a random number, a proof that the key is this site's",
+            when=when,
+            most_bytes=REQUEST_BYTES,
+        )
+    for broker in sorted({way.broker for way in ways if way.broker is not None}):
+        yield Message(
+            what="login at the broker",
+            to=broker,
+            holds="a random name; user and password where site.yaml has them; topics under the study's digest, without a member's name; "
+            "a last will, which tells a neighbour that this site is gone",
+            when=when,
+            most_bytes=None,
+        )
 
 
 def _hello_bytes(name: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from p2pfl.node.clock import LoopClock
@@ -14,6 +15,11 @@ from p2pfl.protocol.protocol import Protocol
 from p2pfl.transports import UNREADABLE, Transport
 
 log = logging.getLogger(__name__)
+
+
+def good_links(reports: Mapping[str, LinkReport]) -> list[str]:
+    """Neighbours whose links are up."""
+    return [name for name, now in reports.items() if now.is_good]
 
 
 class LinkReports:
@@ -32,14 +38,10 @@ class LinkReports:
             for name, neighbour in self._protocol.neighbours.items()
         }
 
-    def good(self) -> list[str]:
-        """Neighbours whose links are up."""
-        return [name for name, now in self.now().items() if now.is_good]
-
-    def look(self) -> None:
+    def look(self, reports: Mapping[str, LinkReport]) -> None:
         """Say what has changed about a link, or has not for long."""
         is_closing = self._protocol.edges.closing is not None or self._clock.is_stopping
-        for now in self.now().values():
+        for now in reports.values():
             saying = self._watch.look(now, self._clock.now_s(), is_closing=is_closing)
             if saying is None:
                 continue

@@ -58,21 +58,31 @@ def endpoint(card: Card) -> Endpoint:
     return Endpoint(name=card.name, address=card.address, public_key=card.curve.encode())
 
 
-def relay_of(site: SiteFile, study: Study, card: Card, curve_secret: bytes) -> list[RelayService]:
-    """Make the relay that others' links need of this site; none where no link does."""
+def relayed_pairs(site: SiteFile, study: Study, card: Card) -> list[tuple[str, str]]:
+    """Find the edges of others that the study has this site relay.
+
+    Raises:
+        ConfigError: the site offers it in one place alone, on its card or in its site.yaml.
+    """
     pairs = [pair for pair, found in study.edge_kinds().items() if found.relay == card.name]
     if site.relay is not None and card.relay is None:
         raise ConfigError(
             "relay: this site offers it here and not on its card, where others would see it; make a card with p2pfl keys new --relay, "
             "or leave it out here"
         )
-    if not pairs:
-        return []
-    if site.relay is None:
+    if pairs and site.relay is None:
         said = ", ".join(f"{a} - {b}" for a, b in pairs)
         raise ConfigError(
             f"relay: the card of {card.name} offers it, and the study needs it for {said}; write how much, such as relay: {{mbit_s: 20}}"
         )
+    return pairs
+
+
+def relay_of(site: SiteFile, study: Study, card: Card, curve_secret: bytes) -> list[RelayService]:
+    """Make the relay that others' links need of this site; none where no link does."""
+    pairs = relayed_pairs(site, study, card)
+    if not pairs or site.relay is None:
+        return []
     ports = sorted({split_address(address)[1] for address in card.relay_addresses})
     if site.relay.listen is None and len(ports) > 1:
         raise ConfigError(

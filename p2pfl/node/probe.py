@@ -82,6 +82,7 @@ class Probe:
         standing: the member's state, before anything was heard of the node.
         remembered: what the member remembers of the node.
         counts: reads the node's own counters; None: they cannot be read.
+        without_link: what to check where no link comes up.
     """
 
     def __init__(
@@ -93,9 +94,11 @@ class Probe:
         anew: int,
         remembered: Remembered,
         counts: Counts | None = None,
+        without_link: str = "",
     ) -> None:
         self._transport, self._session, self._standing, self._peer = transport, session, standing, session.peer
         self._anew, self._remembered, self._counts = anew, remembered, counts
+        self._without_link = without_link
         self.heard = NodeStatements()
         self._came: asyncio.Queue[Message] = asyncio.Queue()
         self._has_left = False
@@ -172,7 +175,9 @@ class Probe:
             if time.monotonic() > until_s:
                 link = self._transport.link(self._peer)
                 why = f"{link.state}: {link.detail}" if link.detail else str(link.state)
-                raise TransportError(f"no link to {self._peer} within {LINK_S:g} s: {why}")
+                if strangers := self._transport.counters["unauthorized"]:
+                    why += f"; {strangers} connections with a key that is no neighbour's were refused"
+                raise TransportError("; ".join(filter(None, (f"no link to {self._peer} within {LINK_S:g} s: {why}", self._without_link))))
             await asyncio.sleep(0.02)
 
     async def _handshake(self) -> Finding:

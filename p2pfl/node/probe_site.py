@@ -10,6 +10,7 @@ from typing import Any
 
 from p2pfl.errors import ConfigError, TransportError, some
 from p2pfl.experiment.loading import load_study
+from p2pfl.governance.card import Card
 from p2pfl.governance.identity import Identity
 from p2pfl.governance.study import Study
 from p2pfl.node.checkpoint import CHECKPOINT
@@ -101,13 +102,32 @@ def probe_node(
         peer = replace(there, address=dialled) if dials else there
         transport = link_to(site, study, card, identity.curve_secret, peer)
         counts = _counts_in(state, name, site.member) if state is not None else None
-        probe = Probe(transport, session, standing, anew=anew, remembered=standing.ledger.remembered(), counts=counts)
+        probe = Probe(
+            transport,
+            session,
+            standing,
+            anew=anew,
+            remembered=standing.ledger.remembered(),
+            counts=counts,
+            without_link="" if dials else _why_not_dialled(edge, name, card, site),
+        )
         try:
             findings = asyncio.run(probe.run(faulty=faulty))
         except* TransportError as group:
             raise group.exceptions[0] from None
     return ProbeReport(
         member=site.member, neighbour=name, address=dialled if dials else None, exchange=probe.heard.exchange, findings=findings
+    )
+
+
+def _why_not_dialled(edge: Mapping[str, Any], name: str, card: Card, site: SiteFile) -> str:
+    """Say that a probe waits on this edge, and what to check where nobody comes."""
+    if edge["dials"] is None:
+        where = f"its relay {edge['relay']}" if edge["relay"] is not None else "their broker"
+        return f"on this edge nobody dials the other: the two meet at {where}; check that {name} runs, and that it and this site reach that"
+    return (
+        f"on this edge it is {name} that dials, and the probe waits for it; check that its node runs with this study, and that firewalls "
+        f"let it reach this site at {', '.join(card.addresses)}, which leads to {site.listens_at(card)} here"
     )
 
 

@@ -11,7 +11,7 @@ from p2pfl.errors import QueueFull, TransportError
 from p2pfl.node.bandwidth_cap import BandwidthCap
 from p2pfl.node.clock import LoopClock
 from p2pfl.protocol.agreed_start import StartAgreement
-from p2pfl.protocol.neighbour import Neighbour, SendNew, SendUpdate
+from p2pfl.protocol.neighbour import Neighbour, SendNew, SendUpdate, is_large
 from p2pfl.protocol.protocol import Protocol
 from p2pfl.transports import Transport
 from p2pfl.wire.codec import encode
@@ -30,7 +30,8 @@ _DIGITS = 6  # of a second: more say nothing
 class Sending:
     """Sends what lies in the outboxes. What cannot be sent is dropped: whoever misses it asks for it.
 
-    Short messages go between the chunks of an update, and only updates wait for the cap; none of them does once the node is leaving.
+    Short messages go between the chunks of an update. Updates and a doctor's large messages wait for the cap; none of them does
+    once the node is leaving.
     """
 
     def __init__(
@@ -85,6 +86,8 @@ class Sending:
                 try:
                     if isinstance(item, SendUpdate):
                         await self._send_update(neighbour, item)
+                    elif not isinstance(item, SendNew) and is_large(item):
+                        await self._send_large(neighbour, item)
                     else:
                         await self._send_short(neighbour, item)
                 except TransportError as error:
@@ -123,6 +126,8 @@ class Sending:
 
         begun = False
         for number, frames in enumerate(self._protocol.transfers.frames_of(neighbour, item)):
+            if number and (large := neighbour.next_large()) is not None:
+                await self._send_large(neighbour, large)
             now_s = self._clock.now_s()
             goes_s = self._cap.reserve(_size_of(frames), now_s)
             if number or goes_s > now_s:
@@ -137,6 +142,15 @@ class Sending:
         self._protocol.transfers.note_handed_over(neighbour.name, item)
         if self._began_s is not None and not item.again and item.exchange == self._protocol.edges.exchange:
             self._last_s = self._clock.now_s() - self._began_s
+
+    async def _send_large(self, neighbour: Neighbour, message: Message) -> None:
+        """Send a doctor's large message when the cap lets it go."""
+        frames, now_s = encode(message), self._clock.now_s()
+        goes_s = self._cap.reserve(_size_of(frames), now_s)
+        if goes_s > now_s:
+            await self._send_shorts_until(neighbour, goes_s)
+        if not self._is_leaving:
+            await self._send_patiently(neighbour, frames)
 
     async def _send_shorts_until(self, neighbour: Neighbour, until_s: float) -> None:
         """Send the short messages that are there, and those that come until the next chunk may go."""

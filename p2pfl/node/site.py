@@ -93,7 +93,7 @@ class SiteFile:
     """Memory that neighbours' updates may take, in MB; beyond it all of them lie in files of the state folder. null: always in memory."""
 
     send_mbit_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """Megabits of updates that this site sends in a second, to all neighbours together; null: as many as the links take."""
+    """Megabits of updates and of a doctor's large messages that its node sends in a second, to all neighbours together; null: no cap."""
 
     threads: Annotated[int, Field(ge=1)] = 1
     """Threads to compute with."""

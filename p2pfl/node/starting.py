@@ -6,12 +6,14 @@ import logging
 
 from p2pfl.errors import MembersMissing
 from p2pfl.node.checkpoint import keep
+from p2pfl.node.link_reports import good_links
 from p2pfl.node.node import Node
 from p2pfl.runs.events import EventKind
 
 log = logging.getLogger(__name__)
 
-_LOOK_EVERY_S = 0.1
+_LOOK_EVERY_S = 0.25
+"""News wakes the loop at once; this is for what time alone decides."""
 
 
 async def start_with_enough(node: Node) -> bool:
@@ -24,13 +26,13 @@ async def start_with_enough(node: Node) -> bool:
     node.seconds.begin_waiting(clock.now_s())
     agreed.agreement.begin(clock.now_s())
     while not clock.is_stopping:
-        agreed.agreement.note_links(node.links.good(), clock.now_s())
+        reports = node.links.now()
+        agreed.agreement.note_links(good_links(reports), clock.now_s())
         if (company := agreed.decide(clock.now_s())) is not None:
             _start(node, company)
             await keep(node)  # before anything is sent, so that a restarted node does not wait
             node.sending.wake()
             return True
-        reports = node.links.now()
         verdict = agreed.verdict(reports, clock.now_s())
         if verdict is not None and agreed.agreement.is_hopeless(clock.now_s()):
             node.seconds.note_start(clock.now_s())

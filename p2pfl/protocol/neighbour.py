@@ -117,9 +117,17 @@ class Neighbour:
         return next((waiting for waiting in updates if (waiting.exchange, waiting.full) == (exchange, full)), None)
 
     def next_short(self) -> Message | SendNew | None:
-        """Take from the outbox what may overtake an update: all but a last word, which ends the link for what is behind it."""
+        """Take from the outbox what may overtake an update: neither a last word, which ends the link, nor what is large itself."""
         for item in self.outbox:
-            if not isinstance(item, SendUpdate | Goodbye):
+            if not isinstance(item, SendUpdate | Goodbye) and not is_large(item):
+                self.outbox.remove(item)
+                return item
+        return None
+
+    def next_large(self) -> Message | None:
+        """Take from the outbox a doctor's large message."""
+        for item in self.outbox:
+            if isinstance(item, Probe | ProbeAnswer) and is_large(item):
                 self.outbox.remove(item)
                 return item
         return None
@@ -271,6 +279,11 @@ class Others:
     def proof_for(self, name: str) -> list[bytes]:
         """Signed records that show a neighbour where the furthest members are."""
         return [] if self.view is None else self.view.proof(self._prove(), without=self._places.get(name))
+
+
+def is_large(item: Item) -> bool:
+    """Whether a message is a doctor's, made large to measure a link."""
+    return isinstance(item, Probe | ProbeAnswer) and len(item.pad) > 0
 
 
 def _kind(item: Item) -> object:

@@ -66,6 +66,8 @@ class FaultOutcome:
     ended_s: float | None
     recovered_s: float | None
     """From its end until every edge that it concerned had carried a round in both directions again."""
+    planned: str = ""
+    """When it was to happen, in words."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,16 +88,24 @@ class ChaosReport:
         return next(iter(rounds)) if len(rounds) == 1 else None
 
     @property
-    def never_began(self) -> int:
-        """The number of faults that were not carried out, as the run had ended or their nodes did not run."""
-        return sum(fault.began_s is None for fault in self.faults)
+    def not_begun(self) -> list[str]:
+        """Faults that were not carried out, as the run had ended, their nodes did not run, or rounds passed faster than anybody looks."""
+        return [f"{fault.what} ({fault.planned})" if fault.planned else fault.what for fault in self.faults if fault.began_s is None]
+
+    @property
+    def departures(self) -> list[str]:
+        """Sentences on all that was not as agreed: the findings, and the faults that were planned and never began."""
+        without = self.not_begun
+        if not without or len(without) == len(self.faults):  # then it is a finding
+            return self.findings
+        return [*self.findings, f"{len(without)} of {len(self.faults)} faults never began: {', '.join(without)}"]
 
     @property
     def findings(self) -> list[str]:
         """Sentences on what did not hold; none: faults began, all ended at one agreed round, and the mean is where it should be."""
         found = []
-        if self.faults and self.never_began == len(self.faults):
-            found.append(f"{self.never_began} of {len(self.faults)} faults never began: the run was not disturbed")
+        if self.faults and len(self.not_begun) == len(self.faults):
+            found.append(f"{len(self.faults)} of {len(self.faults)} faults never began: the run was not disturbed")
         if without := [node.name for node in self.nodes if node.rounds is None]:
             found.append(f"no result of {', '.join(without)}")
         ended = sorted({node.rounds for node in self.nodes if node.rounds is not None})
@@ -115,7 +125,8 @@ class ChaosReport:
             "drift": self.drift.value,
             "drift_unknown": self.drift.why or None,
             "seconds": round(self.seconds, 2),
-            "never_began": self.never_began,
+            "never_began": len(self.not_begun),
+            "not_begun": self.not_begun,
             "findings": self.findings,
             "nodes": [asdict(node) for node in self.nodes],
             "faults": [asdict(fault) for fault in self.faults],
@@ -263,6 +274,7 @@ def _fault(plan: Plan, times: FaultTimes, rehearsed: Rehearsed, rows: Mapping[st
         began_s=known(times.began_s),
         ended_s=known(times.ended_s),
         recovered_s=None if recovered_s is None else round(recovered_s, 2),
+        planned=times.fault.when,
     )
 
 

@@ -202,8 +202,10 @@ class Stage:
             self._struck.discard(name)
         if killed and node.process is not None:
             self._struck.add(name)
-            node.is_killed = all(f.has_end for f in self.script.faults if f.kind is FaultKind.KILL and f.nodes == (name,))
             node.process.send_signal(signal.SIGKILL)
+        if name in self._struck:  # one without an end may begin while another one holds
+            holding = self._holding((FaultKind.KILL,), furthest, elapsed_s)
+            node.is_killed = all(fault.has_end for fault in holding if fault.nodes == (name,))
         elif node.is_killed and not killed and node.process is None:
             node.is_killed = False
             self._start(node)

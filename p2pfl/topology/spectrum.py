@@ -256,7 +256,16 @@ def _distances(adjacency: Any, source: int) -> IntArray:
 
 
 def _bounded_diameter(topology: Topology) -> tuple[int, int, IntArray]:
-    """Bounds on the diameter and the nodes that may still be far from some other.
+    """Bounds on the diameter and the nodes that may still be far from some other, kept with the topology."""
+    key = "_bounded_diameter"
+    if key not in vars(topology):
+        vars(topology)[key] = _search_diameter(topology)
+    found: tuple[int, int, IntArray] = vars(topology)[key]
+    return found
+
+
+def _search_diameter(topology: Topology) -> tuple[int, int, IntArray]:
+    """Search for bounds on the diameter and for the nodes that may still be far from some other.
 
     Source: Takes & Kosters, "Determining the diameter of small world networks", CIKM 2011: a search from v bounds every w's eccentricity,
     max(d, ecc - d) <= ecc(w) <= ecc + d, d the distance of v and w.

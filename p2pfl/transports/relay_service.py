@@ -1,5 +1,7 @@
 """The relay that a member offers to others: it joins two streams that come to it, within its rate, and keeps nothing of them.
 
+Links share the rate fairly: one that floods does not hold up what little others have to say.
+
 Two members that cannot dial each other both dial the relay. Each proves who it is and names the other; when both are there, bytes pass.
 They are the two members' own CURVE connection, handshake included. What passes is in the kernel's buffers and in one piece for each
 direction; a receiver that does not read stops its sender, through the relay.
@@ -16,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,6 +27,7 @@ from p2pfl.runs.open_files import NO_MORE_FILES, when_out_of_files
 from p2pfl.transports.admission import Account, Admission, source_of
 from p2pfl.transports.base import Endpoint
 from p2pfl.transports.direct import split
+from p2pfl.transports.fair_rate import FairRate
 from p2pfl.transports.relay_words import GO, REQUEST_BYTES, WAIT, Answer, Request, is_members, new_challenge, relay_proof
 from p2pfl.transports.sockets import MISSED_HEARTBEATS
 from p2pfl.transports.streams import SocketStream, accepted, hold_little, keep_alive, splice
@@ -33,26 +37,11 @@ log = logging.getLogger(__name__)
 RELAYING = "relaying"
 """Counter of the links that are relayed now; it falls, too."""
 REQUEST_S = 10.0
-RELAYED_PIECE_BYTES = 2**16
+MOST_PIECE_BYTES, LEAST_PIECE_BYTES = 2**16, 2**10
+PIECE_S = 0.02
+"""A piece of one link takes at most so long at the relay's rate, and no other link waits longer for it."""
 RETRY_ACCEPT_S = 0.2
 _BITS_PER_MBIT = 1_000_000
-
-
-class Rate:
-    """A rate in bytes a second that several senders share, each in its turn."""
-
-    def __init__(self, bytes_per_s: float) -> None:
-        self.bytes_per_s = bytes_per_s
-        self._free_s = 0.0
-
-    def wait_s(self, size_bytes: int, now_s: float) -> float:
-        """Take the next turn for so many bytes; how long that waits from now."""
-        self._free_s = max(self._free_s, now_s) + size_bytes / self.bytes_per_s
-        return self._free_s - now_s
-
-    async def take(self, size_bytes: int) -> None:
-        """Wait until so many bytes more may pass."""
-        await asyncio.sleep(self.wait_s(size_bytes, time.monotonic()))
 
 
 class _Waiting:
@@ -77,7 +66,7 @@ class RelayService:
         secret_key: CURVE, z85, belonging to me.public_key.
         pairs: the links to relay.
         listen: where to bind, such as tcp://*:7701; port 0: see `port`.
-        mbit_s: at most so many megabits a second pass in all, both directions together.
+        mbit_s: at most so many megabits a second pass in all, both directions together; links that want more share it evenly.
         heartbeat_s: how often a member that waits is told so.
     """
 
@@ -95,7 +84,8 @@ class RelayService:
         self.counters: Counter[str] = Counter()
         self.port = 0
         self._secret_key, self._listen, self._heartbeat_s = secret_key, listen, heartbeat_s
-        self._rate = Rate(mbit_s * _BITS_PER_MBIT / 8)
+        self._bytes_per_s = mbit_s * _BITS_PER_MBIT / 8
+        self._piece_bytes = min(MOST_PIECE_BYTES, max(LEAST_PIECE_BYTES, int(self._bytes_per_s * PIECE_S)))
         self._pairs: dict[tuple[bytes, bytes], tuple[str, str]] = {}
         for a, b in pairs:
             self._pairs[a.public_key, b.public_key] = (a.name, b.name)
@@ -103,6 +93,7 @@ class RelayService:
 
     async def __aenter__(self) -> Self:
         self._admission = Admission(member_bytes=0)
+        self._rate = FairRate(self._bytes_per_s)
         self._waiting: dict[tuple[str, str], _Waiting] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._streams: dict[int, SocketStream] = {}
@@ -111,12 +102,14 @@ class RelayService:
         self.port = self._listener.getsockname()[1]
         self._group = await asyncio.TaskGroup().__aenter__()
         self._accepting = self._group.create_task(self._accept(), name=f"{self.me.name} relays")
+        self._handing_out = self._group.create_task(self._rate.run(), name=f"{self.me.name} keeps its rate")
         when_out_of_files.append(self._make_room)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         when_out_of_files.remove(self._make_room)
         self._accepting.cancel()
+        self._handing_out.cancel()
         for task in tuple(self._tasks.values()):
             task.cancel()
         cancelled = isinstance(error, asyncio.CancelledError)
@@ -155,7 +148,7 @@ class RelayService:
             number += 1
             try:
                 keep_alive(connection, self._heartbeat_s, MISSED_HEARTBEATS)
-                stream = SocketStream(connection, RELAYED_PIECE_BYTES)
+                stream = SocketStream(connection, self._piece_bytes)
             except OSError:  # it has ended already
                 connection.close()
                 continue
@@ -256,12 +249,12 @@ class RelayService:
             self.counters.update(("relayed", RELAYING))
             log.info("%s relays between %s and %s", self.me.name, *sorted(pair))
             try:
-                await splice(stream, other.stream, self._turn)
+                await splice(stream, other.stream, partial(self._turn, tuple(sorted(pair))))
             finally:
                 self.counters[RELAYING] -= 1
         finally:
             other.done.set()
 
-    async def _turn(self, size_bytes: int) -> None:
-        await self._rate.take(size_bytes)
+    async def _turn(self, tunnel: tuple[str, ...], size_bytes: int) -> None:
+        await self._rate.take(tunnel, size_bytes)
         self.counters["relayed_bytes"] += size_bytes

@@ -51,8 +51,7 @@ log = logging.getLogger(__name__)
 SILENT_AT_LEAST_S = 10.0
 MESSAGES_HELD = 2
 """Beside those that wait in libzmq's queue for a link: one on its way out of it, one that is still incomplete."""
-RETRY_S = 0.001
-RETRY_MAX_S = 0.02
+RETRY_S, RETRY_MAX_S = 0.001, 0.02
 RETRY_FRACTION = 0.25
 NEWS_S = 0.05
 
@@ -178,7 +177,8 @@ class ZeroMQTransport:
         while not self._send_now(peer, frames):
             left_s = started_s + timeout_s - loop.time()
             # a DEALER says the same without a link and with a full queue, and the event that tells them apart may be under way
-            if peer in self._diallers and peer not in self._up and loop.time() >= started_s + min(timeout_s, NEWS_S):
+            is_down = peer in self._diallers and peer not in self._up
+            if is_down and loop.time() >= started_s + min(timeout_s, NEWS_S):
                 raise self._no_link(peer)
             if left_s <= 0:
                 raise QueueFull(f"queue from {self.me.name} to {peer} full for {timeout_s} s")
@@ -186,7 +186,7 @@ class ZeroMQTransport:
             full_s = loop.time() - self._taken_s.get(peer, started_s)
             self._came.clear()
             with suppress(TimeoutError):  # who is busy both ways is awake when something comes, and looks then
-                async with asyncio.timeout(min(max(RETRY_S, RETRY_FRACTION * full_s), RETRY_MAX_S, left_s)):
+                async with asyncio.timeout(min(left_s, NEWS_S / 2 if is_down else max(RETRY_S, min(RETRY_FRACTION * full_s, RETRY_MAX_S)))):
                     await self._came.wait()
             self._check_open()
         self._taken_s[peer] = loop.time()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import re
@@ -14,8 +15,9 @@ import pytest
 import typer.main
 import yaml
 
+from commands import run_here
 from p2pfl.cli import app
-from p2pfl.cli.streams import JsonFormatter, log_as_json
+from p2pfl.cli.streams import JsonFormatter, JsonLines
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "examples" / "deploy"
@@ -125,12 +127,65 @@ def test_a_traceback_is_part_of_the_line():
     assert "ValueError: it broke" in json.loads(JsonFormatter().format(record("failed", error=ValueError("it broke"))))["traceback"]
 
 
-def test_all_that_is_logged_becomes_json(monkeypatch):
-    handler = logging.StreamHandler()
-    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
-    log_as_json()
+def printed_as_json(text):
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert all(line["time"].endswith("Z") for line in lines)
+    return [(line["level"], line["message"]) for line in lines]
 
-    assert isinstance(handler.formatter, JsonFormatter)
+
+def test_each_text_on_a_stream_of_json_lines_is_one_line():
+    inner = io.StringIO()
+    stream = JsonLines(inner, logging.ERROR)
+    print("in", "pieces", file=stream)
+    stream.write("two\nfaults\n")
+    stream.write("\n")
+    stream.write("without an end")
+    stream.flush()
+
+    assert printed_as_json(inner.getvalue()) == [("ERROR", "in pieces"), ("ERROR", "two\nfaults"), ("ERROR", "without an end")]
+
+
+@pytest.mark.parametrize("option", [["--log-format", "json"], ["--log-format=json"]])
+@pytest.mark.parametrize("fault", ["site.yaml", "option"])
+def test_an_error_that_ends_a_node_is_json_where_the_log_is(option, fault, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    arguments = [tmp_path / "site.yaml"] if fault == "site.yaml" else [tmp_path / "site.yaml", "--unheard-of"]
+    try:
+        code, said, errors = run_here("node", "start", *arguments, *option, monkeypatch=monkeypatch, capfd=capfd)
+    finally:
+        logging.captureWarnings(False)
+    named = "p2pfl: " if fault == "site.yaml" else "No such option: --unheard-of"
+
+    assert (code, said) == (2, "")
+    assert named in printed_as_json(errors)[-1][1]
+
+
+NOISY = """
+import logging, sys, warnings
+from p2pfl.cli import main
+from p2pfl.node import start
+
+def noisy(*_, **__):
+    logging.getLogger("p2pfl.node").info("round %d", 7)
+    warnings.warn("it is old", DeprecationWarning)
+    print("stopped: paused")
+    raise ValueError("it broke")
+
+start.start = noisy
+sys.argv = ["p2pfl", "node", "start", "site.yaml", "--log-format", "json"]
+main()
+"""
+
+
+def test_all_that_a_process_prints_is_json():
+    ended = subprocess.run([sys.executable, "-W", "default", "-c", NOISY], capture_output=True, text=True, timeout=60, check=False)
+    (info, round_7), (warning, old), (critical, broke) = printed_as_json(ended.stderr)
+
+    assert printed_as_json(ended.stdout) == [("INFO", "stopped: paused")]
+    assert (info, round_7) == ("INFO", "round 7")
+    assert (warning, "DeprecationWarning: it is old" in old) == ("WARNING", True)
+    assert (critical, broke) == ("CRITICAL", "ValueError: it broke")
+    assert "Traceback" in json.loads(ended.stderr.splitlines()[-1])["traceback"]
 
 
 TRIED = ["typer", "rich", "click", "shellingham", "annotated-doc", "markdown-it-py", "mdurl", "Pygments", "typing_extensions"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from p2pfl.testing.site_proxy import SiteProxy
+from site_proxy import SiteProxy
 
 
 async def main(port: int) -> None:

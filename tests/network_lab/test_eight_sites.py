@@ -144,7 +144,8 @@ def test_eight_sites_behind_firewalls_come_to_the_undisturbed_result(task, tmp_p
         assert {ends: found.relay for ends, found in kinds.items() if found.kind == RELAY} == {HIDDEN: RELAYING}
         assert not set(HIDDEN) & set(hospitals.study.neighbours(RELAYING))
         proxy = Path(__file__).with_name("proxy.py")
-        lab.start(PROXY, PROXY, sys.executable, str(proxy), str(PROXY_PORT), log=tmp_path / "proxy.log")
+        path = f"PYTHONPATH={os.pathsep.join(sys.path)}"
+        lab.start(PROXY, PROXY, "env", path, sys.executable, str(proxy), str(PROXY_PORT), log=tmp_path / "proxy.log")
         settings = f"user root\npersistence false\nlistener {BROKER_PORT} 0.0.0.0\nallow_anonymous true\n"
         (tmp_path / "mosquitto.conf").write_text(settings)
         lab.start(BROKER, BROKER, mosquitto, "-c", str(tmp_path / "mosquitto.conf"), log=tmp_path / "broker.log")

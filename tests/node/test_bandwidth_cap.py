@@ -10,7 +10,8 @@ import pytest
 from networks import Network, finish, plan_of
 from p2pfl.node.bandwidth_cap import BandwidthCap
 from p2pfl.wire.codec import decode
-from p2pfl.wire.messages import Chunk, Goodbye, Update
+from p2pfl.wire.messages import Chunk, Goodbye, ProbeAnswer, Update
+from p2pfl.wire.negotiation import announcing
 
 MBIT_S = 40.0
 BYTES_PER_S = MBIT_S * 1e6 / 8
@@ -120,3 +121,40 @@ def test_the_last_word_does_not_lie_behind_an_update_that_waits_for_the_cap(tmp_
     finish(main())
 
     assert last == dict.fromkeys(others, "pausing")
+
+
+def test_answers_to_a_doctor_keep_the_cap(tmp_path):
+    plan = plan_of(
+        task={"name": "averaging", "dimension": 5},
+        nodes=2,
+        topology={"name": "path"},
+        rounds=0,
+        stop={"relative_consensus": 1e-300, "settle": 100_000},
+    )
+    first, second = plan.names
+    sent: list[tuple[float, int]] = []
+
+    async def main():
+        async with Network(plan, tmp_path) as network:
+            network.start(first, send_mbit_s=MBIT_S, incarnation=announcing(1))
+            network.start(second, incarnation=announcing(2))
+            send = network.nodes[first].line.send
+
+            async def noted(peer, frames, timeout_s):
+                await send(peer, frames, timeout_s)
+                message = decode([memoryview(frame) for frame in frames])[0]
+                if isinstance(message, ProbeAnswer) and message.pad:
+                    sent.append((time.monotonic(), sum(memoryview(frame).nbytes for frame in frames)))
+
+            network.nodes[first].line.send = noted
+            await network.reached(1)
+            asking = network.nodes[second].daemon.node
+            measured = await asking.probing.measure(asking.protocol, asking.sending)
+
+            assert measured[first]["mbit_s"] is not None
+
+    finish(main())
+
+    total = sum(size for _, size in sent)
+    assert len(sent) > 10
+    assert sent[-1][0] - sent[0][0] >= 0.99 * (total - sent[0][1] - sent[-1][1]) / BYTES_PER_S

@@ -469,9 +469,9 @@ def test_real_nodes_are_examined_before_they_run_and_while_they_do(clinics, monk
             node.send_signal(signal.SIGTERM)
         for node in nodes:
             assert node.wait(DEADLINE_S) == 0
-    *lines, last = (clinics.place / "b.log").read_text().splitlines()
-    assert last == "stopped: paused"
-    assert all(json.loads(line)["time"].endswith("Z") for line in lines)
+    lines = [json.loads(line) for line in (clinics.place / "b.log").read_text().splitlines()]
+    assert lines[-1]["message"] == "stopped: paused"
+    assert all(line["time"].endswith("Z") for line in lines)
 
 
 def _round(clinics: Clinics, name: str) -> int:

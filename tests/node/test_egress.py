@@ -114,3 +114,52 @@ def test_the_command_lists_it_for_people_and_for_machines(tmp_path, monkeypatch,
         found = json.loads(said)
         assert (code, found["receivers"]) == (0, ["hospital-0", "hospital-2"])
         assert found["round_bytes"] == 2 * found["update_bytes"]
+
+
+def listed_by_the_command(institutions, name, *options, monkeypatch, capfd):
+    code, said, errors = run_here("node", "egress", institutions.site(name), *options, monkeypatch=monkeypatch, capfd=capfd)
+    return code, said or errors
+
+
+def test_the_way_of_each_edge_is_listed_and_what_is_relayed_for_others(tmp_path, monkeypatch, capfd):
+    """hospital-0 and hospital-1 have no address, and hospital-3, which relays their edge, is no neighbour of theirs."""
+    plan = plan_with(nodes=4)
+    proxy = {"address": "http://proxy.example:3128", "user": "site", "password_file": "missing"}
+    hidden = {"via": lambda name, own: None if name in ("hospital-0", "hospital-1") else own}
+    options = {"relays": {"hospital-3": ("tcp://relay.example:7701", {"mbit_s": 20})}, "settings_of": {"hospital-1": {"proxy": proxy}}}
+    with Institutions(plan, tmp_path, **hidden, **options) as institutions:
+        where = {"monkeypatch": monkeypatch, "capfd": capfd}
+        code, said = listed_by_the_command(institutions, "hospital-1", **where)
+        assert code == 0
+        relayed_ = "to hospital-0: relayed by hospital-3, which this site dials at tcp://relay.example:7701 through the proxy"
+        assert f"{relayed_} http://proxy.example:3128; hospital-3 sees who the two ends are, when they talk, and sealed bytes" in said
+        address = institutions.study.member("hospital-2").address
+        assert f"to hospital-2: directly, and this site dials {address} through the proxy http://proxy.example:3128; the proxy sees" in said
+        assert "request to the relay, to hospital-3, whenever a connection is made, at most 128 bytes: public keys" in said
+        assert "request to the proxy, to http://proxy.example:3128, whenever a connection is made: host and port" in said
+
+        code, said = listed_by_the_command(institutions, "hospital-3", **where)
+        assert (code, "to hospital-2: directly, and this site dials" in said, "proxy" in said) == (0, True, False)
+        assert "relayed for others: what hospital-0 - hospital-1 send each other comes in here sealed" in said
+        assert "at most 20 Mbit/s in all" in said
+
+        code, said = listed_by_the_command(institutions, "hospital-2", "--json", **where)
+        assert json.loads(said)["relayed"] is None
+        assert [(way["neighbour"], way["dialled"], way["relay"]) for way in json.loads(said)["ways"]] == [
+            ("hospital-1", [], None),
+            ("hospital-3", [], None),
+        ]
+
+
+def test_a_broker_is_listed_and_asked_for_where_it_is_missing(tmp_path, monkeypatch, capfd):
+    plan = plan_with()
+    settings = {"hospital-0": {"mqtt": {"host": "broker.example", "username": "site", "password_file": "missing"}}}
+    with Institutions(plan, tmp_path, transports={("hospital-0", "hospital-1"): "mqtt"}, settings_of=settings) as institutions:
+        where = {"monkeypatch": monkeypatch, "capfd": capfd}
+        code, said = listed_by_the_command(institutions, "hospital-0", **where)
+        assert code == 0
+        assert "to hospital-1: over the MQTT broker mqtts://broker.example:8883, which this site dials; the broker sees the study" in said
+        assert "login at the broker, to mqtts://broker.example:8883, whenever a connection is made: a random name" in said
+
+        code, said = listed_by_the_command(institutions, "hospital-1", **where)
+        assert (code, "mqtt = null: the study has the links to hospital-0 go over an MQTT broker" in said) == (2, True)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from networks import HASTY, STUDY, Institutions, Network, averaging, finish, plan_of, starts, wait_until
 from p2pfl.cli.node import app
-from p2pfl.errors import ConfigError
+from p2pfl.errors import ConfigError, TransportError
 from p2pfl.node.mixing import update_formats
 from p2pfl.node.probe import Probe, new_incarnation
 from p2pfl.node.probe_site import standing_of
@@ -192,3 +192,18 @@ def test_the_command_probes_a_daemon_over_its_real_link(tmp_path, monkeypatch):
         nobody = CliRunner().invoke(app, ["probe", "tcp://127.0.0.1:1", "--site", str(site)])
         assert isinstance(nobody.exception, ConfigError)
         assert "name it with --neighbour" in str(nobody.exception)
+
+
+def test_a_probe_that_is_to_be_dialled_says_so_and_what_to_check(tmp_path, monkeypatch):
+    monkeypatch.setattr("p2pfl.node.probe.LINK_S", 0.3)
+    with Institutions(long_run(), tmp_path) as institutions:
+        own, other = (institutions.study.member(name).address for name in ("node-0", "node-1"))
+        waits = CliRunner().invoke(app, ["probe", other, "--site", str(institutions.site("node-0"))])
+        dials = CliRunner().invoke(app, ["probe", own, "--site", str(institutions.site("node-1"))])
+
+    assert isinstance(waits.exception, TransportError)
+    assert str(waits.exception).startswith(
+        "no link to node-1 within 0.3 s: awaited; on this edge it is node-1 that dials, and the probe waits"
+    )
+    assert f"check that its node runs with this study, and that firewalls let it reach this site at {own}" in str(waits.exception)
+    assert "that dials" not in str(dials.exception)

@@ -13,10 +13,10 @@ from p2pfl.governance.study import Study
 from p2pfl.node.dialling import RelaySettings
 from p2pfl.node.own_links import own_links
 from p2pfl.node.site import SiteFile
-from p2pfl.testing.site_proxy import SiteProxy
 from p2pfl.transports import LinksByKind, RelayService, ZeroMQTransport, reserve_port
 from p2pfl.transports.relay import join_relays
 from recorder import Recorder
+from site_proxy import SiteProxy
 
 HIDDEN = ("node-1", "node-2")
 RELAY = "node-4"

@@ -122,8 +122,63 @@ def test_a_run_in_which_no_fault_began_is_not_as_agreed():
     one = replace(never, began_round=2, began_s=1.0)
 
     assert report(faults=[never, never]).findings == ["2 of 2 faults never began: the run was not disturbed"]
+    assert report(faults=[never, never]).departures == report(faults=[never, never]).findings
     assert report(faults=[one, never]).findings == []
+    assert report(faults=[one, one]).departures == []
     assert report(faults=[one, never]).as_dict()["never_began"] == 1
+
+
+def test_faults_that_never_began_are_named_and_are_not_as_agreed(run, experiment, tmp_path, monkeypatch):
+    cut = Fault(kind=FaultKind.CUT, nodes=("a", "b"), rounds=frozenset({30, 31}))
+    late = Fault(kind=FaultKind.KILL, nodes=("node-0",), from_s=90.0)
+    never = [
+        FaultOutcome(what=fault.text, began_round=None, began_s=None, ended_s=None, recovered_s=None, planned=fault.when)
+        for fault in (cut, late)
+    ]
+    made = report(faults=[*report().faults, *never])
+    monkeypatch.setattr("p2pfl.testing.chaos.run_chaos", lambda *_, **__: made)
+    code, said, error = run("chaos", experiment, "--plan", "cut", "--out", tmp_path / "run", "--json")
+
+    assert code == 3
+    named = ["cut of a - b (rounds 30 to 31)", "kill of node-0 (from 90 s on)"]
+    assert f"p2pfl: not as agreed: 2 of 3 faults never began: {', '.join(named)}" in error
+    assert json.loads(said)["not_begun"] == named
+
+
+class Process:
+    """A process that runs until it is killed."""
+
+    def __init__(self):
+        self.code = None
+
+    def poll(self):
+        return self.code
+
+    def send_signal(self, number):
+        self.code = -number
+
+
+def test_a_kill_without_an_end_leaves_an_earlier_one_as_it_is(experiment, tmp_path, monkeypatch):
+    plan = plan_of(resolve(experiment, {}), ())
+    first = Fault(kind=FaultKind.KILL, nodes=("node-0",), rounds=frozenset({3, 4}))
+    last = Fault(kind=FaultKind.KILL, nodes=("node-0",), from_s=60.0)
+    meanwhile = Fault(kind=FaultKind.KILL, nodes=("node-1",), rounds=frozenset({3, 4}))
+    for_good = Fault(kind=FaultKind.KILL, nodes=("node-1",), from_s=2.5)
+    script = FaultScript((first, last, meanwhile, for_good))
+    stage = Stage(plan=plan, place=tmp_path, script=script, settings={}, options=())
+    stage.nodes = [StagedNode(watched=WatchedNode(name=name, folder=tmp_path / name), process=Process()) for name in plan.names]
+    monkeypatch.setattr("p2pfl.testing.staging.start_plainly", lambda *_: Process())
+
+    def look(furthest, elapsed_s):
+        for _ in range(2):  # the second one takes up the end of a process
+            for node in stage.nodes[:2]:
+                stage._look_after(node, furthest, elapsed_s)
+        return [(node.process is not None, node.is_over) for node in stage.nodes[:2]]
+
+    assert look(3, 2.0) == [(False, False), (False, False)]
+    assert look(4, 3.0) == [(False, False), (False, True)]
+    assert look(5, 4.0) == [(True, False), (False, True)]
+    assert look(9, 60.0) == [(False, True), (False, True)]
 
 
 def test_only_faults_of_what_runs_count_as_begun(experiment, tmp_path):

@@ -22,11 +22,11 @@ from zmq.utils import z85
 from links import STUDY, BrokerLinks, arrives, finish, receive, send_when_up, until
 from mosquitto import Mosquitto, passwords
 from p2pfl.errors import ConfigError
-from p2pfl.testing.site_proxy import SiteProxy
 from p2pfl.transports import LinkCondition, Proxy, ProxyWay
 from p2pfl.transports.mqtt import join_broker
 from p2pfl.transports.mqtt_session import MOST_UNDER_WAY
 from p2pfl.transports.mqtt_words import Kind, Packet
+from site_proxy import SiteProxy
 
 PASSWORD = "open-sesame"
 

@@ -11,10 +11,10 @@ from dataclasses import replace
 import pytest
 
 from links import Links, finish, receive, send_when_up, until
-from p2pfl.testing.site_proxy import SiteProxy
 from p2pfl.transports import LinkCondition, reserve_port
 from p2pfl.transports.proxies import Proxy, ProxyWay
 from p2pfl.transports.tunnels import Tunnels
+from site_proxy import SiteProxy
 
 PASSWORD = "open:sesame"
 KINDS = ["http", "socks5"]

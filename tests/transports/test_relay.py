@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -14,12 +15,12 @@ from zmq.utils import z85
 from links import RelayedLinks, arrives, finish, receive, send_when_up, until
 from p2pfl.errors import TransportError
 from p2pfl.runs.open_files import when_out_of_files
-from p2pfl.testing.site_proxy import SiteProxy
 from p2pfl.transports import TRANSPORTS, Endpoint, LinkCondition, LinksByKind, Proxy, ProxyWay, RelayService
-from p2pfl.transports.relay_service import Rate
+from p2pfl.transports.fair_rate import FairQueue, FairRate
 from p2pfl.transports.relay_words import CHALLENGE_BYTES, GO, PROOF_BYTES, Answer, Request, is_members, new_challenge, request
 from p2pfl.transports.tunnels import Tunnels
 from recorder import Recorder
+from site_proxy import SiteProxy
 
 
 @pytest.fixture
@@ -249,11 +250,92 @@ def test_a_relay_gives_a_strangers_connection_up_where_files_run_out(links, thre
     finish(main(), 60)
 
 
-def test_the_rate_is_shared_by_all_that_pass():
-    rate = Rate(1000.0)
+def test_tunnels_take_turns_by_bytes_and_who_was_silent_goes_next():
+    queue = FairQueue()
+    for number in range(3):
+        queue.put("much", 1000, f"much {number}")
+    for number in range(4):
+        queue.put("little", 500, f"little {number}")
+    first = [queue.take() for _ in range(3)]
+    queue.put("silent", 10, "a sign of life")
 
-    assert [rate.wait_s(500, now_s=10.0), rate.wait_s(250, now_s=10.0), rate.wait_s(250, now_s=10.25)] == [0.5, 0.75, 0.75]
-    assert rate.wait_s(100, now_s=20.0) == pytest.approx(0.1)  # what was not used is not saved up
+    assert first == ["much 0", "little 0", "little 1"]
+    assert [queue.take() for _ in range(len(queue))] == ["a sign of life", "much 1", "little 2", "little 3", "much 2"]
+
+
+def test_the_rate_is_kept_by_all_together():
+    async def main():
+        rate, passed = FairRate(1e6), []
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(rate.run())
+            loop = asyncio.get_running_loop()
+            began_s = loop.time()
+
+            async def send(tunnel):
+                for _ in range(5):
+                    await rate.take(tunnel, 10_000)
+                    passed.append(loop.time() - began_s)
+
+            await asyncio.gather(send("one"), send("other"))
+            running.cancel()
+
+        assert [took_s >= 0.01 * number for number, took_s in enumerate(passed, 1)] == [True] * 10
+
+    finish(main())
+
+
+async def both_ends(links, one, other):
+    """Connections of two members that the relay has joined."""
+    ends = [await come(links, links.service, *names) for names in ((one, other), (other, one))]
+    for reader, _ in ends:
+        await joined(reader)
+    return ends
+
+
+async def flood(writer):
+    with suppress(ConnectionError):
+        while True:
+            writer.write(bytes(2**18))
+            await writer.drain()
+
+
+async def read_on(reader):
+    while await reader.read(2**16):
+        pass
+
+
+async def bytes_let_past(links, near, far):
+    """Bytes that the relay passes on while a byte of one pair is on its way, by the relay's own count."""
+    since = links.service.counters["relayed_bytes"]
+    near[1].write(b"?")
+    assert await far[0].readexactly(1) == b"?"
+    return links.service.counters["relayed_bytes"] - since
+
+
+def test_pairs_that_flood_a_relay_do_not_hold_up_a_sign_of_life_of_another():
+    links = RelayedLinks(mbit_s=4)
+    a_piece_of_each = 6 * 2**16  # three pairs, both directions
+
+    async def main():
+        quiet = await both_ends(links, "a", "d")
+        loud = [end for names in ("ab", "ac", "bc") for end in await both_ends(links, *names)]
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work) for reader, writer in loud for work in (flood(writer), read_on(reader))]
+            await until(lambda: links.service.counters["relayed_bytes"] > 2 * a_piece_of_each)
+            let_past = [await bytes_let_past(links, *quiet) for _ in range(5)]
+            for task in tasks:
+                task.cancel()
+        writers = [writer for _, writer in (*quiet, *loud)]
+        for writer in writers:
+            writer.transport.abort()
+        await asyncio.gather(*(writer.wait_closed() for writer in writers), return_exceptions=True)
+
+        assert min(let_past) < a_piece_of_each / 4
+
+    try:
+        finish(main(), 60)
+    finally:
+        links.close()
 
 
 async def is_shut(place, address):

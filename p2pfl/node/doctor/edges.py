@@ -7,7 +7,7 @@ from typing import Any
 
 from p2pfl.errors import P2PFLError, TransportError
 from p2pfl.governance.card import Card
-from p2pfl.governance.edge_kinds import DIRECT, RELAY, EdgeKind
+from p2pfl.governance.edge_kinds import BROKER, DIRECT, RELAY, EdgeKind
 from p2pfl.governance.names import split_address
 from p2pfl.node.doctor.examination import Examination, Fact, Finding, Noted, findings_of, unknown
 from p2pfl.node.doctor.interview import EdgeMeasurement
@@ -42,6 +42,7 @@ _REMEDIES = {
 }
 _NOT_THERE = "ask {peer} to start its node or its doctor, and whether it reaches what carries this edge"
 """The remedy where both ends have to come to a third place."""
+_NOT_PASSED_ON = "ask {peer} to start its node or its doctor, and whoever runs the broker to let both ends read and write p2pfl/#"
 
 
 def check_names(exam: Examination) -> Noted:
@@ -83,7 +84,8 @@ def check_edges(exam: Examination) -> Noted:
     probes.forward()  # before a neighbour waits for it
     try:
         transport = own_links(exam.site, exam.study, exam.study.member(exam.site.member), exam.identity.curve_secret)
-        exam.edges = asyncio.run(measure_edges(transport, dialled, neighbours, probes, exam.wait_s))
+        by_proxy = exam.site.proxy is not None
+        exam.edges = asyncio.run(measure_edges(transport, dialled, neighbours, probes, exam.wait_s, by_proxy=by_proxy))
     except P2PFLError as error:
         yield from findings_of(error, "mend listen in site.yaml")
         return
@@ -139,7 +141,7 @@ def _remedy(condition: LinkCondition, peer: str, carried: EdgeKind | None) -> st
     """Choose what to do about a link that is not up."""
     said = _REMEDIES.get(condition, "ask {peer} whether its node runs, and whether its firewall lets this site in")
     if carried is not None and condition == LinkCondition.NO_ANSWER:
-        said = _NOT_THERE
+        said = _NOT_PASSED_ON if carried.kind == BROKER else _NOT_THERE
     return said.format(peer=peer, relay=carried.relay if carried is not None else None)
 
 

@@ -125,7 +125,7 @@ class Interview:
         try:
             _, took_s = await self.question(edge.peer, MAX_PROBE_BYTES, LARGE_WITHIN_S)
         except TimeoutError:
-            edge.loses_large = True
+            edge.loses_large = not await self._is_heard_still(edge)
             return
         except TransportError:
             return
@@ -134,6 +134,14 @@ class Interview:
             with suppress(TimeoutError, TransportError):
                 edge.mbit_s = await self._capacity(edge)
         await self._wait_for_forward(edge)
+
+    async def _is_heard_still(self, edge: EdgeMeasurement) -> bool:
+        """Ask a small question after a large one that was not answered: the neighbour may send slowly, by its cap or its line."""
+        try:
+            await self.question(edge.peer, 0, PING_WITHIN_S)
+        except (TimeoutError, TransportError):
+            return False
+        return True
 
     async def _wait_for_forward(self, edge: EdgeMeasurement) -> None:
         """Ask on for a moment where the forward pass is still being computed; some neighbours have none."""

@@ -12,10 +12,13 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 
 from p2pfl.errors import PeerError, TransportError
+from p2pfl.governance.names import split_address
 from p2pfl.node.doctor.interview import EdgeMeasurement, Interview
-from p2pfl.node.doctor.loss import repeated_fraction
+from p2pfl.node.doctor.loss import Place, repeated_fraction
 from p2pfl.protocol.probes import Probes
 from p2pfl.transports import LinkCondition, Transport
+from p2pfl.transports.dialler import RESOLVE_S
+from p2pfl.transports.resolver import Resolver
 from p2pfl.wire.codec import decode, encode
 from p2pfl.wire.messages import NEWEST_SCHEMA, SCHEMA_OF, Hello, Message, Probe, ProbeAnswer
 from p2pfl.wire.negotiation import announced_schema
@@ -35,7 +38,13 @@ _DIALLING = frozenset({LinkCondition.CONNECTING, LinkCondition.RESOLVING})
 
 
 async def measure_edges(
-    transport: Transport, dialled: Mapping[str, Collection[str]], neighbours: Sequence[str], probes: Probes, wait_s: float
+    transport: Transport,
+    dialled: Mapping[str, Collection[str]],
+    neighbours: Sequence[str],
+    probes: Probes,
+    wait_s: float,
+    *,
+    by_proxy: bool = False,
 ) -> dict[str, EdgeMeasurement]:
     """Open a site's links as its node would, and measure those that come up; answers neighbours' doctors meanwhile.
 
@@ -45,10 +54,11 @@ async def measure_edges(
         neighbours: names of all.
         probes: the facts that this end tells.
         wait_s: how long a neighbour has to be there.
+        by_proxy: a proxy dials for this site: what is lost is lost between the two, and host names are the proxy's to look up.
     """
     edges = {name: EdgeMeasurement(peer=name, is_dialled=name in dialled) for name in neighbours}
     async with transport:
-        measuring = _Measuring(transport, edges, dialled, probes)
+        measuring = _Measuring(transport, edges, {} if by_proxy else dialled, probes)
         async with asyncio.TaskGroup() as group:
             reader = group.create_task(measuring.read(), name="reads")
             await asyncio.gather(*(measuring.measure(edge, wait_s) for edge in edges.values()))
@@ -66,7 +76,7 @@ class _Measuring:
         self, transport: Transport, edges: Mapping[str, EdgeMeasurement], dialled: Mapping[str, Collection[str]], probes: Probes
     ) -> None:
         self._transport, self._edges, self._dialled, self._probes = transport, edges, dialled, probes
-        self._interview = Interview(self._send)
+        self._interview, self._resolver = Interview(self._send), Resolver()
         self._asked_s: dict[str, float] = {}
         """By neighbour, when its doctor asked last."""
 
@@ -106,8 +116,17 @@ class _Measuring:
             await self._interview.examine(edge)
             if edge.answer is None and edge.peer in self._asked_s:  # it asks, and does not get what is sent to it
                 edge.loses_large = True
-        if edge.is_dialled:  # an accepted connection has no port by which it could be told from others
-            edge.loss = repeated_fraction(self._dialled[edge.peer])
+        if edge.peer in self._dialled:  # an accepted connection has no place by which it could be told from others
+            edge.loss = repeated_fraction(await self._places(edge.peer))
+
+    async def _places(self, peer: str) -> list[Place]:
+        """Find the numeric hosts and ports of a neighbour that this site dials."""
+        found: list[Place] = []
+        for address in self._dialled[peer]:
+            host, port = split_address(address)
+            with suppress(TransportError):  # it is up at another address
+                found += [(numeric, port) for numeric in await self._resolver.resolve(host.strip("[]"), RESOLVE_S)]
+        return found
 
     async def linger(self) -> None:
         """Answer until each neighbour's doctor has measured its own end, and asks no more."""
