@@ -15,7 +15,7 @@ from torch import Tensor
 from p2pfl.errors import ConfigError
 from p2pfl.node.node import Node
 from p2pfl.protocol.snapshot import FLOWS, restore, snapshot
-from p2pfl.runs.checkpoint import NODE_CHECKPOINT, changes_told, read_checkpoint, write_checkpoint
+from p2pfl.runs.checkpoint import NODE_CHECKPOINT, changes_told, read_checkpoint
 
 CHECKPOINT = NODE_CHECKPOINT
 
@@ -31,7 +31,7 @@ async def keep(node: Node) -> None:
     """
     began_s = node.clock.now_s()
     ledgers = node.protocol.edges.ledgers()
-    await node.log.write(write_checkpoint, node.state / CHECKPOINT, *_content(node))
+    await node.log.write(node.file.writing(*_content(node)))
     node.protocol.edges.checkpointed(ledgers)
     node.spend("checkpoint", began_s)
 

@@ -23,6 +23,7 @@ from p2pfl.node.sending import Sending
 from p2pfl.node.spill import UpdateRoom, is_spilled
 from p2pfl.protocol.agreed_start import AgreedStart, Signing
 from p2pfl.protocol.network_view import NetworkViewAdapter, ViewPolicy
+from p2pfl.runs.checkpoint import NODE_CHECKPOINT, CheckpointFile
 from p2pfl.runs.events import EventKind
 from p2pfl.transports import Transport
 from p2pfl.wire.link import Terms
@@ -85,6 +86,8 @@ class Node:
         if plan.recipe.compiled:
             self.population.compile()  # a second, or ten the first time on a machine, that no round should wait for
         self.formats = update_formats(plan.recipe.algorithm, self.population)
+        self.file = CheckpointFile(state / NODE_CHECKPOINT)
+        """The one checkpoint on the disk, written after every exchange."""
         self.terms = Terms(study=study_digest, layout=plan.layout.digest, start=plan.start_digest)
         self.log = RunLog(me, self.clock, lambda: self.place.round)
         self.view = NetworkViewAdapter(plan, me, signing, view, study_digest) if view is not None else None
