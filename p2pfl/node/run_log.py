@@ -87,7 +87,8 @@ class RunLog:
         clock, pause_s = self._clock, ROOM_AFTER_S
         while True:
             try:
-                self.folder.write_waiting()  # first: a checkpoint that has room tells of rounds that are recorded
+                if self.folder.num_waiting:  # first: a checkpoint that has room tells of rounds that are recorded
+                    self.folder.write_waiting()
                 if self.folder.num_waiting:
                     raise DiskFull(f"{self.folder.path}: {self.folder.num_waiting} rows wait for room")
                 await asyncio.to_thread(write, *arguments)
