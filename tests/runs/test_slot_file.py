@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import signal
@@ -212,6 +213,44 @@ def test_a_writer_that_is_killed_leaves_what_it_has_said(path):
 
 
 # ---- as a checkpoint
+
+
+def headed(header, data=b""):
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"x" * 100,
+        (2**63).to_bytes(8, "little") + b"{}",
+        headed([]),
+        headed({}),
+        headed({"__metadata__": {"another": "1"}}),
+        headed({"__metadata__": {"p2pfl": "1"}}),
+        headed({"__metadata__": {"p2pfl": "{"}}),
+        headed({"__metadata__": {"p2pfl": "{}"}, "x": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}, bytes(8)),
+        headed({"__metadata__": {"p2pfl": "{}"}, "x": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}, bytes(1)),
+        headed({"__metadata__": {"p2pfl": "{}"}, "x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, bytes(4)),
+    ],
+    ids=range(11),
+)
+def test_a_whole_slot_with_something_else_in_it_is_said_to_be_no_checkpoint(content, file, path):
+    file.write(content)
+
+    with pytest.raises(StoreError, match=r"not a readable checkpoint: "):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("said", [b"0", b"-1", b"9" * 5000, "²".encode(), b"4096", b""])
+def test_a_head_that_names_another_size_is_said_to_be_no_checkpoint(said, file, path):
+    file.write(b"first")
+    path.write_bytes(path.read_bytes().replace(b'"16384"', b'"' + said + b'"'))
+
+    with pytest.raises(StoreError, match=r"not a readable checkpoint: "):
+        read_checkpoint(path)
 
 
 def test_small_checkpoints_come_back_bit_for_bit_and_in_the_order_of_a_plain_file(path):
