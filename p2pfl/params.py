@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -263,6 +263,19 @@ def _personal(patterns: Sequence[str], specs: Sequence[TensorSpec], frozen: Sequ
 
 def tensor_over(array: np.ndarray) -> Tensor:
     """An array as a tensor over the same memory, also where the array is read-only, of which torch warns."""
+    if array.flags.writeable or (_has_warned() and not torch.is_warn_always_enabled()):
+        return torch.from_numpy(array)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return torch.from_numpy(array)
+
+
+@cache
+def _has_warned() -> bool:
+    """Let torch give its one warning of a process here, where nobody hears it: to keep it from being heard each time takes longer."""
+    array = np.zeros(1)
+    array.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        torch.from_numpy(array)
+    return True

@@ -61,3 +61,24 @@ def test_only_ratios_to_the_limit_and_the_floor_are_measured_and_recorded(compar
         "W2 at 10,000 nodes, of the limit": 6 / 5,
     }
     assert json.loads(compare.RECORDED.read_text()).keys() == compare.measured().keys()
+
+
+def test_the_rates_of_small_rounds_are_compared_turn_by_turn():
+    spec = importlib.util.spec_from_file_location("benchmarks_small_rounds", BENCHMARKS / "small_rounds.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def turn(kinds, **figures):
+        return {kind: {"median_ms": 8.0, "rounds_per_s": 100.0, "processor_us": 3000.0} | figures for kind in kinds}
+
+    this = [turn(["ring", "pair"]), turn(["ring", "pair"], rounds_per_s=150.0)]
+    other = [turn(["ring", "pair"], median_ms=16.0), turn(["ring", "pair"], rounds_per_s=75.0, median_ms=32.0)]
+    delayed = [turn(["proxied"]) | turn(["delayed"], median_ms=27.5)]
+
+    assert module.ratios_of(this, other) == {
+        "ring.rounds_per_s": 1.5,
+        "ring.processor_us": 1.0,
+        "pair.median_ms": 0.375,
+        "pair.processor_us": 1.0,
+    }
+    assert module.figures_of(delayed)["delay_costs_ms"] == 19.5

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from p2pfl.params import Layout, digest_of, load_parameters, parameters_of
+from p2pfl.params import Layout, digest_of, load_parameters, parameters_of, tensor_over
 
 
 class Scaled(nn.Module):
@@ -114,3 +114,11 @@ def test_a_vectors_digest_is_that_of_its_little_endian_bytes():
     assert hashlib.sha256(np.array([1.0, -2.5, 1e-30], dtype="<f4").tobytes()).hexdigest() == digest_of(values)
     assert digest_of(values) != digest_of(values.double())
     assert digest_of(values) == digest_of(torch.stack([values, values], dim=1)[:, 0])
+
+
+def test_a_read_only_array_is_a_tensor_over_the_same_memory_and_torch_is_not_heard():
+    for _ in range(2):
+        array = np.arange(3.0)
+        array.flags.writeable = False
+
+        assert tensor_over(array).data_ptr() == array.ctypes.data

@@ -20,6 +20,8 @@ from unittest.mock import patch
 
 import numpy as np
 
+from p2pfl.node import workplace
+
 TURNS = 20_000
 """So many turns of the loop at one moment are a hang: eight nodes that have much to say to each other need some hundred."""
 
@@ -203,6 +205,7 @@ def run_virtually(
     with (
         patch.object(time, "monotonic", loop.time),
         patch.object(time, "time", wall_s),
+        patch.object(workplace, "SHORT_S", 0.0),  # all work is done in threads
         asyncio.Runner(loop_factory=lambda: loop) as runner,
     ):
         return runner.run(within())

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any
 
 from torch import Tensor
 
 from p2pfl.errors import ConfigError
-from p2pfl.node.node import Node
+from p2pfl.node.node import Node, Progress
 from p2pfl.protocol.snapshot import FLOWS, restore, snapshot
-from p2pfl.runs.checkpoint import NODE_CHECKPOINT, changes_told, read_checkpoint, write_checkpoint
+from p2pfl.runs.checkpoint import NODE_CHECKPOINT, changes_told, read_checkpoint
 
 CHECKPOINT = NODE_CHECKPOINT
+_PLACE = tuple(each.name for each in fields(Progress))
 
 Found = tuple[dict[str, Tensor], dict[str, Any]]
 """Tensors and metadata of a checkpoint on the disk."""
@@ -30,17 +31,17 @@ async def keep(node: Node) -> None:
     be there after a crash.
     """
     began_s = node.clock.now_s()
-    ledgers = node.protocol.edges.ledgers()
-    await node.log.write(write_checkpoint, node.state / CHECKPOINT, *_content(node))
-    node.protocol.edges.checkpointed(ledgers)
+    tensors, metadata = _content(node)
+    await node.log.write(node.file.writing(tensors, metadata))
+    node.protocol.edges.checkpointed(metadata["protocol"]["ledgers"])
     node.spend("checkpoint", began_s)
 
 
 def _content(node: Node) -> Found:
     edges, edge_tensors = snapshot(node.protocol)
-    tensors = node.population.tensors() if node.pairwise is None else node.pairwise.tensors()
+    tensors, place = node.population.tensors() if node.pairwise is None else node.pairwise.tensors(), node.place
     return tensors | edge_tensors | node.mixing.tensors(), {
-        **asdict(node.place),
+        **{name: getattr(place, name) for name in _PLACE},
         **node.mixing.metadata(),
         "started": node.agreed.company,
         "bytes_sent": node.sending.bytes_sent,
@@ -48,7 +49,7 @@ def _content(node: Node) -> Found:
         "diverged": list(node.population.diverged),
         "protocol": edges,
         "merged": node.pairwise.merged if node.pairwise is not None else [],
-        "terms": asdict(node.terms),
+        "terms": node.saved_terms,
         "written": time.time(),
     }
 
@@ -61,7 +62,7 @@ def read(node: Node) -> Found | None:
         StoreError: it cannot be read.
     """
     found = read_checkpoint(node.state / CHECKPOINT)
-    if found is not None and found[1].get("terms") != asdict(node.terms):
+    if found is not None and found[1].get("terms") != node.saved_terms:
         raise ConfigError("holds the checkpoint of another study or model: choose another state folder for this one", str(node.state))
     return found
 
@@ -76,7 +77,7 @@ def take_up(node: Node, found: Found | None) -> None:
 
 
 def _restore(node: Node, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    place = {name: metadata[name] for name in ("round", "phase", "loss", "joined", "finished")}
+    place = {name: metadata[name] for name in _PLACE}
     if node.room.spills:
         tensors = {**tensors, **node.room.copy({name: tensor for name, tensor in tensors.items() if name.startswith(FLOWS)})}
     node.population.restore(tensors)

@@ -43,11 +43,11 @@ class LoopClock:
     async def wait(self, until_s: float) -> None:
         """Wait until something was heard or sent, at most until a time and never long."""
         self._woken.clear()
+        timer = asyncio.get_running_loop().call_later(max(0.0, min(until_s - self.now_s(), 1.0)), self._woken.set)
         try:
-            async with asyncio.timeout(max(0.0, min(until_s - self.now_s(), 1.0))):
-                await self._woken.wait()
-        except TimeoutError:
-            return
+            await self._woken.wait()
+        finally:
+            timer.cancel()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

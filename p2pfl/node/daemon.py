@@ -174,7 +174,7 @@ class Daemon:
             mixing.begin_round()
         while True:
             phase, began_s = node.place.phase, self.clock.now_s()
-            outgoing = await asyncio.to_thread(node.population.outgoing, number, phase, local_steps=local_steps)
+            outgoing = await node.work.do("outgoing", node.population.outgoing, number, phase, local_steps=local_steps)
             due = await self._exchange(outgoing)
             if due is None:
                 return
@@ -200,7 +200,7 @@ class Daemon:
         """Send, and wait for what is to be merged. None: there is nothing, because this node has jumped or is to stop."""
         node, protocol, clock = self.node, self.protocol, self.clock
         if not protocol.claims.is_behind():
-            updates, full, digest = await asyncio.to_thread(node.mixing.pack, outgoing, node.place.phase)
+            updates, full, digest = await node.work.do("pack", node.mixing.pack, outgoing, node.place.phase)
             protocol.send(updates, clock.now_s(), full=full, state_digest=digest)
             node.rounds.note_sent(updates)
             node.sending.begin()

@@ -24,6 +24,7 @@ from p2pfl.evaluation.cross_site import measures_neighbours
 from p2pfl.experiment.plan import Plan
 from p2pfl.node.clock import LoopClock
 from p2pfl.node.spill import UpdateRoom
+from p2pfl.node.workplace import Workplace
 from p2pfl.params import tensor_over
 from p2pfl.protocol.edges import Compensation, DueMerge, Flow
 from p2pfl.protocol.protocol import Protocol
@@ -80,10 +81,11 @@ class Mixing:
         protocol: Protocol,
         formats: Sequence[UpdateFormat],
         clock: LoopClock,
+        work: Workplace,
         room: UpdateRoom,
     ) -> None:
         self._plan, self._population, self._protocol, self._formats, self._clock = plan, population, protocol, formats, clock
-        self._room = room
+        self._work, self._room = work, room
         self._algorithm = algorithm = plan.recipe.algorithm
         self._encoded = {channel.encodes for channel in algorithm.channels.values() if channel.encodes is not None}
         self.model_channel = algorithm.model_channel
@@ -155,7 +157,7 @@ class Mixing:
     async def merge(self, due: DueMerge, outgoing: Mapping[str, Tensor], number: int, phase: int, *, local_steps: int) -> None:
         """Merge what came to this exchange, and add to the round's statistics what it shows."""
         protocol, statistics, came = self._protocol, self.statistics, due.came
-        messages = await asyncio.to_thread(self._unpack, due, outgoing, number, phase, local_steps)
+        messages = await self._work.do("unpack", self._unpack, due, outgoing, number, phase, local_steps)
         taken = {name: message for name, message in messages.items() if not isinstance(message, BadMessage)}
         is_last = number in (protocol.stopping.stop_round, self._plan.experiment.last_possible_round - 1)
         if self.model_channel is not None and is_last and measures_neighbours(self._plan, self._population):
@@ -163,7 +165,7 @@ class Mixing:
             self._last_heard = await asyncio.to_thread(self._room.copy, heard)  # flows take the places of what came
         inbox = self._inbox(due, outgoing, {name: message for name, message in taken.items() if name in due.admitted})
         before, ctx = self._population.state, self._population.context(number, local_steps=local_steps)
-        merged = await asyncio.to_thread(self._algorithm.merge, before, phase, inbox, ctx)
+        merged = await self._work.do("merge", self._algorithm.merge, before, phase, inbox, ctx)
         for name, received in came.items():
             message = messages[name]
             values = message if isinstance(message, BadMessage) else {of: message[of] for of in self._encoded & message.keys()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,10 @@ from p2pfl.node.round_log import RoundLog
 from p2pfl.node.run_log import RunLog
 from p2pfl.node.sending import Sending
 from p2pfl.node.spill import UpdateRoom, is_spilled
+from p2pfl.node.workplace import Workplace
 from p2pfl.protocol.agreed_start import AgreedStart, Signing
 from p2pfl.protocol.network_view import NetworkViewAdapter, ViewPolicy
+from p2pfl.runs.checkpoint import NODE_CHECKPOINT, CheckpointFile
 from p2pfl.runs.events import EventKind
 from p2pfl.transports import Transport
 from p2pfl.wire.link import Terms
@@ -85,7 +87,12 @@ class Node:
         if plan.recipe.compiled:
             self.population.compile()  # a second, or ten the first time on a machine, that no round should wait for
         self.formats = update_formats(plan.recipe.algorithm, self.population)
+        self.work = Workplace()
+        self.file = CheckpointFile(state / NODE_CHECKPOINT)
+        """The one checkpoint on the disk, written after every exchange."""
         self.terms = Terms(study=study_digest, layout=plan.layout.digest, start=plan.start_digest)
+        self.saved_terms = asdict(self.terms)
+        """The terms as its checkpoints have them."""
         self.log = RunLog(me, self.clock, lambda: self.place.round)
         self.view = NetworkViewAdapter(plan, me, signing, view, study_digest) if view is not None else None
         began_ms, within_s = int(1000 * time.time()), timeouts.start_within_s
@@ -108,7 +115,7 @@ class Node:
             on_event=self.log.event,
             probes=own_probes(plan, me, study_digest, self.probing.take),
         )
-        self.mixing = Mixing(plan, self.population, protocol, self.formats, self.clock, self.room)
+        self.mixing = Mixing(plan, self.population, protocol, self.formats, self.clock, self.work, self.room)
         is_pairwise = plan.experiment.pace.kind.counts_edges
         self.pairwise = PairwiseMixing(plan, self.population, protocol, self.formats[0]) if is_pairwise else None
         self.sending = Sending(protocol, transport, agreed.agreement, self.clock, send_mbit_s=send_mbit_s)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from p2pfl.evaluation.results import write_models
@@ -28,7 +27,7 @@ async def train(node: Node, local_steps: int) -> None:
         if not population.trains:  # rehearsals of pure averaging, too, take their time
             await _rest(node, began_s)
         return
-    loss = float((await asyncio.to_thread(population.train, number))[0])
+    loss = float((await node.work.do("train", population.train, number))[0])
     if node.plan.layout.size_bytes >= TRIM_FROM_BYTES:
         return_freed_memory()  # of gradients, before anything else comes in
     await _rest(node, began_s)
@@ -80,7 +79,7 @@ async def _evaluate(node: Node, number: int) -> dict[str, float] | None:
     began_s = node.clock.now_s()
     is_last = number + 1 >= experiment.last_possible_round or node.protocol.stopping.stop_round == number
     if (number + 1) % experiment.evaluate_every == 0 or is_last:
-        metrics = (await asyncio.to_thread(population.evaluate))[0]
+        metrics = (await node.work.do("evaluate", population.evaluate))[0]
     if experiment.save_models_every and (number + 1) % experiment.save_models_every == 0:
         names, x_NP = (node.me,), population.estimate()
         await node.log.write(write_models, node.log.folder.path, names, x_NP, node.plan.layout, population.buffers, number)

@@ -87,10 +87,11 @@ class RunLog:
         clock, pause_s = self._clock, ROOM_AFTER_S
         while True:
             try:
-                await asyncio.to_thread(write, *arguments)
-                self.folder.write_waiting()
+                if self.folder.num_waiting:  # first: a checkpoint that has room tells of rounds that are recorded
+                    self.folder.write_waiting()
                 if self.folder.num_waiting:
                     raise DiskFull(f"{self.folder.path}: {self.folder.num_waiting} rows wait for room")
+                await asyncio.to_thread(write, *arguments)
             except DiskFull as error:
                 if clock.is_stopping:
                     raise

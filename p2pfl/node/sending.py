@@ -128,8 +128,8 @@ class Sending:
         for number, frames in enumerate(self._protocol.transfers.frames_of(neighbour, item)):
             if number and (large := neighbour.next_large()) is not None:
                 await self._send_large(neighbour, large)
-            now_s = self._clock.now_s()
-            goes_s = self._cap.reserve(_size_of(frames), now_s)
+            now_s, size_bytes = self._clock.now_s(), _size_of(frames)
+            goes_s = self._cap.reserve(size_bytes, now_s)
             if number or goes_s > now_s:
                 await self._send_shorts_until(neighbour, goes_s)
             if self._is_leaving and goes_s > self._clock.now_s():  # or the last word behind it would come too late
@@ -138,7 +138,7 @@ class Sending:
                 return
             begun = True
             if not item.again:
-                self.bytes_sent += _size_of(frames)
+                self.bytes_sent += size_bytes
         self._protocol.transfers.note_handed_over(neighbour.name, item)
         if self._began_s is not None and not item.again and item.exchange == self._protocol.edges.exchange:
             self._last_s = self._clock.now_s() - self._began_s

@@ -75,6 +75,7 @@ class RoundDurations:
         self._factor = factor
         self.floor_s = floor_s
         self._durations_s: deque[float] = deque(maxlen=window)
+        self._usual_s = 0.0
 
     def record(self, duration_s: float) -> None:
         """A round in which everybody came took so long.
@@ -83,6 +84,8 @@ class RoundDurations:
         that is too fast for a neighbour would never find out.
         """
         self._durations_s.append(duration_s)
+        ordered = sorted(self._durations_s)  # it is asked for more often than there are new ones
+        self._usual_s = ordered[math.ceil(QUANTILE * len(ordered)) - 1]
 
     def allowance_s(self, own_s: float = 0.0) -> float:
         """How long the next round may wait: max(floor, factor * q95); before there was one in which everybody came *own_s* counts."""
@@ -90,8 +93,7 @@ class RoundDurations:
 
     def usual_s(self) -> float:
         """How long nearly all recent rounds needed, by nearest rank; 0 before the first."""
-        ordered = sorted(self._durations_s)
-        return ordered[math.ceil(QUANTILE * len(ordered)) - 1] if ordered else 0.0
+        return self._usual_s
 
 
 @dataclass(slots=True)
@@ -378,7 +380,8 @@ class Deadlines:
         return self._edges.exchange - patience.came_to <= IN_SYNC
 
     def _is_little(self, patience: Patience) -> bool:
-        return patience.fraction * self.allowance_s() < max(self._durations.usual_s(), LITTLE_PATIENCE * self.allowance_s())
+        allowance_s = self.allowance_s()
+        return patience.fraction * allowance_s < max(self._durations.usual_s(), LITTLE_PATIENCE * allowance_s)
 
     # ---- checkpoints
 

@@ -11,7 +11,7 @@ also why it must come from the last checkpoint and never from memory: a node tha
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from p2pfl.wire.messages import MAX_MERGED, NOTHING_CLOSED, Remembered, Report
@@ -100,7 +100,7 @@ class EdgeLedger:
             "merged": list(self.merged),
             "confirmed": self.confirmed,
             "settled": self.acknowledged,
-            "heard": None if self.heard is None else asdict(self.heard) | {"merged": list(self.heard.merged)},
+            "heard": None if self.heard is None else _saved(self.heard),
             "anew": self.anew,
         }
 
@@ -180,6 +180,15 @@ def goes_back(before: Remembered, now: Remembered) -> bool:
 
 def _report(saved: SavedLedger) -> Report:
     return Report(merged=tuple(saved["merged"]), **{name: saved[name] for name in ("closed_through", "confirmed", "settled")})
+
+
+def _saved(report: Report) -> dict[str, Any]:
+    return {
+        "closed_through": report.closed_through,
+        "merged": list(report.merged),
+        "confirmed": report.confirmed,
+        "settled": report.settled,
+    }
 
 
 def _age(report: Report) -> tuple[int, int, int]:

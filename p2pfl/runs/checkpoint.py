@@ -1,12 +1,14 @@
 """Write and read checkpoints: tensors and metadata in one file, which is always the old one or the new one as a whole.
 
 A checkpoint is one safetensors file; what is not a tensor is JSON in its metadata. The file is written here and not by the safetensors
-library, which makes bytes of every tensor before it writes the first. Only its owner can read it, for it holds models; and the group of
-a folder that was set up for one.
+library, which makes bytes of every tensor before it writes the first. Small ones that follow each other at once lie in the slots of a file
+(slot_file.py), each of them such a file as bytes. Only its owner can read it, for it holds models; and the group of a folder that was set
+up for one.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import stat
@@ -17,10 +19,12 @@ from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load
 from torch import Tensor
 
 from p2pfl.errors import StoreError
 from p2pfl.runs.open_files import replacing
+from p2pfl.runs.slot_file import CONTENT_AT_MOST_BYTES, SlotFile, read_slots
 
 NODE_CHECKPOINT = "checkpoint.safetensors"
 """Name of a node's checkpoint in its state folder."""
@@ -61,14 +65,39 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], metadata: Mappin
         StoreError: the disk refused; the checkpoint that was there is untouched.
     """
     temporary = path.with_name(path.name + ".tmp")
-
-    def opened() -> IO[bytes]:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)  # one that a killed process left may have another mode
-        return open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode_in(path.parent)), "wb")  # noqa: PTH123  # Path.open takes no mode
-
-    with replacing(path, temporary, opened) as file:
+    with replacing(path, temporary, lambda: _opened(temporary)) as file:
         write_tensors(file, tensors, {_KEY: json.dumps(metadata)})
+
+
+def _opened(path: Path) -> IO[bytes]:
+    """Open a new private file to be written to, and make its folder."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)  # one that a killed process left may have another mode
+    return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode_in(path.parent)), "wb")  # noqa: PTH123  # Path.open takes no mode
+
+
+class CheckpointFile:
+    """Writer of one checkpoint again and again: small ones into slots, in place, which is one wait for the disk instead of two."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._slots = path, SlotFile(path, _opened)
+
+    def writing(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Callable[[], None]:
+        """Take a checkpoint; what is returned writes it durably, in any thread, as `write_checkpoint` does.
+
+        A small one has been copied when this returns; the tensors of a large one must not change until it is written.
+        """
+        text = {_KEY: json.dumps(metadata)}
+        if sum(tensor.nbytes for tensor in tensors.values()) + len(text[_KEY]) <= CONTENT_AT_MOST_BYTES:
+            content = io.BytesIO()
+            write_tensors(content, tensors, text)
+            if content.tell() <= CONTENT_AT_MOST_BYTES:
+                return lambda: self._slots.write(content.getvalue())
+        return lambda: self._write_large(tensors, metadata)
+
+    def _write_large(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+        self._slots.forget()
+        write_checkpoint(self.path, tensors, metadata)
 
 
 def write_tensors(file: IO[bytes], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -96,7 +125,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | No
     Raises:
         StoreError: there is one and it cannot be read.
     """
-    return _read(path, lambda file: {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118  # not a dict
+    return _read(path, lambda file: {name: file.get_tensor(name) for name in file.keys()}, _tensors)  # noqa: SIM118  # not a dict
 
 
 def read_metadata(path: Path) -> dict[str, Any] | None:
@@ -105,21 +134,44 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
     Raises:
         StoreError: there is one and it cannot be read.
     """
-    found = _read(path, lambda _: {})
+    found = _read(path, lambda _: {}, lambda _: {})
     return found[1] if found is not None else None
 
 
-def _read(path: Path, tensors_of: Callable[[Any], dict[str, Tensor]]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def _read(
+    path: Path, tensors_of: Callable[[Any], dict[str, Tensor]], tensors_in: Callable[[bytes], dict[str, Tensor]]
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Read a checkpoint of either kind, its tensors from an open file of the library's or from bytes in a slot."""
     if not path.exists():
         return None
     try:
+        content = read_slots(path)
+        if content is not None:
+            return tensors_in(content), _metadata(_header(content)["__metadata__"])
         with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {})[_KEY])
-            if not isinstance(metadata, dict):
-                raise TypeError(f"{_KEY} is a {type(metadata).__name__}, expected a mapping")
+            metadata = _metadata(file.metadata() or {})
             return tensors_of(file), metadata
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise StoreError(f"{path}: not a readable checkpoint: {error}; {_REMEDY}") from error
+
+
+def _tensors(content: bytes) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, by name in alphabetical order, as an open file gives them."""
+    return dict(sorted(load(content).items()))
+
+
+def _header(content: bytes) -> dict[str, Any]:
+    """The header of a safetensors file."""
+    length = int.from_bytes(content[:8], "little")
+    header: dict[str, Any] = json.loads(content[8 : 8 + length])
+    return header
+
+
+def _metadata(texts: Mapping[str, str]) -> dict[str, Any]:
+    metadata = json.loads(texts[_KEY])
+    if not isinstance(metadata, dict):
+        raise TypeError(f"{_KEY} is a {type(metadata).__name__}, expected a mapping")
+    return metadata
 
 
 @contextmanager

@@ -42,8 +42,11 @@ def _object(text: bytes, path: Path, line: int = 0) -> Row:
 
 
 def line_of(row: Mapping[str, Any]) -> str:
-    """Write one row as a line of JSON."""
-    return json.dumps(plain(row), ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
+    """Write one row as a line of JSON; most rows are plain already, and what is not is converted."""
+    try:
+        return _LINES.encode(row) + "\n"
+    except ValueError:  # a number that is not finite
+        return _LINES.encode(plain(row)) + "\n"
 
 
 def document_of(value: Mapping[str, Any]) -> str:
@@ -67,6 +70,9 @@ def plain(value: Any) -> Any:
     if hasattr(value, "tolist"):  # arrays, and scalars that are not registered as numbers
         return plain(value.tolist())
     raise TypeError(f"{type(value).__name__} cannot be recorded: expected numbers, texts, lists and mappings of them")
+
+
+_LINES = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=plain)
 
 
 def utc_now() -> str:

@@ -33,6 +33,7 @@ class TrainingData:
         self._recipe, self._nodes_N = recipe, nodes_N
         self._ahead: dict[int, tuple[Rows, range, Tensor, LastEpoch]] = {}
         """By the first row of a part: its rows, the rounds for which it is drawn, their examples, and where drawing goes on."""
+        self._alike: list[Tensor] | None = None
         self._places: Tensor | None = None  # a row number in between where sites have rows in common
         device = nodes_N.device
         if isinstance(sites, SiteTable):
@@ -79,6 +80,14 @@ class TrainingData:
 
     def with_equal_batches(self, rows: Tensor) -> list[Tensor]:
         """The rows whose batches have as many examples, from the fewest on: a loss is a mean over its batch, which has no padding."""
+        if rows is self.training_rows and self._alike is not None:
+            return self._alike
+        alike = self._grouped(rows)
+        if rows is self.training_rows:  # as in all rounds where nobody is left out
+            self._alike = alike
+        return alike
+
+    def _grouped(self, rows: Tensor) -> list[Tensor]:
         sizes_C = self._batch_sizes_N[rows]
         if bool((sizes_C == sizes_C[0]).all()):
             return [rows]

@@ -7,14 +7,14 @@ valid message or raises BadMessage, and never allocates more than a small multip
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any, Final
 
 import msgpack
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from p2pfl.errors import BadMessage
-from p2pfl.wire.messages import MESSAGES, SCHEMA, SCHEMA_OF, Chunk, Message, Update
+from p2pfl.wire.messages import MESSAGES, SCHEMA, SCHEMA_OF, Chunk, Message, Remembered, Report, StopNews, Update
 
 Frame = bytes | memoryview
 
@@ -24,13 +24,15 @@ CHUNK_BYTES: Final = 1024 * 1024
 
 _MAX_ITEMS = 32  # of any list or map; the longest legal one has 16
 _MAX_MAPS = 8  # in one header; the longest legal one has five, and each costs a call of ours
+_NAMES = {kind: tuple(each.name for each in fields(kind)) for kind in (*MESSAGES.values(), Report, StopNews, Remembered)}
 _SCHEMAS = frozenset(SCHEMA_OF.values())
+_NO_PADDING: bytes = msgpack.packb(b"")
 _ADAPTERS = {code: TypeAdapter[Message](with_config(ConfigDict(extra="forbid"))(kind)) for code, kind in MESSAGES.items()}
 
 
 def encode(message: Message, payload: memoryview | None = None) -> list[Frame]:
     """The one or two frames of a message; the payload is not copied, and a ValueError says that it is missing, too long or too much."""
-    header = msgpack.packb({"v": SCHEMA_OF[message.code], "t": message.code, **asdict(message)})
+    header = msgpack.packb({"v": SCHEMA_OF[message.code], "t": message.code, **_fields_of(message)}, default=_fields_of)
     if not isinstance(message, Update | Chunk):
         if payload is not None:
             raise ValueError(f"{type(message).__name__} has no payload")
@@ -38,6 +40,17 @@ def encode(message: Message, payload: memoryview | None = None) -> list[Frame]:
     if payload is None or not 1 <= payload.nbytes <= CHUNK_BYTES:
         raise ValueError(f"{type(message).__name__} needs a payload of 1 to {CHUNK_BYTES} bytes")
     return [header, payload]
+
+
+def padded(header: bytes, missing_bytes: int) -> bytes:
+    """Fill the padding of an Update's header, which is its last field and empty, with zeros."""
+    filled: bytes = msgpack.packb(bytes(missing_bytes))
+    return header.removesuffix(_NO_PADDING) + filled
+
+
+def _fields_of(part: Any) -> dict[str, Any]:
+    """Fields by name of a message, or of what lies in one; not copied, as dataclasses.asdict does, which takes longer than all the rest."""
+    return {name: getattr(part, name) for name in _NAMES[type(part)]}
 
 
 def decode(frames: Sequence[Frame]) -> tuple[Message, memoryview]:

@@ -7,7 +7,6 @@ against exactly these types and ranges.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Annotated, ClassVar, Final, get_args
 
 from pydantic import Field, Strict
@@ -92,9 +91,11 @@ class Report:
     """I have acknowledged your reports through this exchange: I need to hear nothing more about it."""
 
     def __post_init__(self) -> None:
-        bounds = (self.confirmed, *self.merged, self.closed_through + 1)
-        if any(low >= high for low, high in pairwise(bounds)):
-            raise ValueError(f"merged {self.merged}: expected rising exchanges in ({self.confirmed}, {self.closed_through}]")
+        low = self.confirmed
+        for high in (*self.merged, self.closed_through + 1):
+            if low >= high:
+                raise ValueError(f"merged {self.merged}: expected rising exchanges in ({self.confirmed}, {self.closed_through}]")
+            low = high
         if not self.confirmed <= self.settled <= self.closed_through:
             raise ValueError(f"settled {self.settled}: expected confirmed {self.confirmed} to closed_through {self.closed_through}")
 

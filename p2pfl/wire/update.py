@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, Final
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2pfl.errors import BadMessage
-from p2pfl.wire.codec import CHUNK_BYTES, Frame, encode
+from p2pfl.wire.codec import CHUNK_BYTES, Frame, encode, padded
 from p2pfl.wire.messages import MAX_CHANNELS, NOTHING_SAID, ChannelEntry, Chunk, Report, StateDigests, StopNews, Update
 
 MakeRoom = Callable[[int], NDArray[np.uint8]]
@@ -180,9 +180,9 @@ class EncodedUpdate:
             stop=stop,
             pad=b"",
         )
-        first = self.payload[:CHUNK_BYTES]
-        missing = _longest_header(self.exchange, self.channels, self.payload.nbytes, self.state_digests) - len(encode(update, first)[0])
-        yield encode(replace(update, pad=bytes(max(missing, 0))), first)
+        header, first = encode(update, self.payload[:CHUNK_BYTES])
+        missing_bytes = _longest_header(self.exchange, self.channels, self.payload.nbytes, self.state_digests) - len(header)
+        yield [padded(bytes(header), max(missing_bytes, 0)), first]
         yield from self._chunks(CHUNK_BYTES)
 
     def can_go_on(self, offset: int, digest: bytes | None) -> bool:

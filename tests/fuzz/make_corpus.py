@@ -22,7 +22,7 @@ import wire_samples
 from fuzz.targets import CORPUS, GRAPH_SUFFIXES, PASSPHRASE, RECORDS, SECTION, bytes_of, pair
 from p2pfl.governance.identity import Identity
 from p2pfl.node.checkpoint import CHECKPOINT
-from p2pfl.runs.checkpoint import read_checkpoint, write_checkpoint
+from p2pfl.runs.checkpoint import CheckpointFile, read_checkpoint, write_checkpoint
 from p2pfl.wire.codec import encode
 from p2pfl.wire.round_record import seal
 
@@ -112,11 +112,16 @@ def checkpoints() -> dict[str, bytes]:
         path = Path(name) / "small.safetensors"
         write_checkpoint(path, {"x": torch.arange(3.0), "n": torch.tensor(7)}, {"exchange": 3, "ledgers": {"b": {}}})
         small = path.read_bytes()
+        slots = CheckpointFile(path)
+        for exchange in (3, 4):
+            slots.writing({"x": torch.arange(3.0)}, {"exchange": exchange})()
+        in_slots = path.read_bytes()
     header = json.dumps(
         {"__metadata__": {"nodes": "a\nb", "parameters": "x"}, "x": {"dtype": "F32", "shape": [2, 1], "data_offsets": [0, 8]}}
     )
     return {
         "small": small,
+        "slots": in_slots,
         "models": len(header).to_bytes(8, "little") + header.encode() + bytes(8),
         "recorded": (RECORDED / "hospital-0" / "state" / "checkpoint.safetensors").read_bytes(),
     }

@@ -13,7 +13,7 @@ from p2pfl.errors import ConfigError, StoreError
 from p2pfl.node.checkpoint import CHECKPOINT
 from p2pfl.node.daemon import Daemon
 from p2pfl.node.node import Node
-from p2pfl.runs.checkpoint import read_checkpoint, write_checkpoint
+from p2pfl.runs.checkpoint import CheckpointFile, read_checkpoint, write_checkpoint
 from p2pfl.runs.records import read_run
 from p2pfl.transports import MemoryNetwork
 
@@ -118,11 +118,13 @@ def test_a_start_that_was_killed_at_once_does_not_stand_in_the_way(tmp_path):
 def test_the_time_of_checkpoints_is_in_the_seconds_of_every_round_and_of_the_summary(tmp_path, monkeypatch):
     plan, waited_s = averaging({"name": "ring"}, 3), dict.fromkeys(("node-0", "node-1", "node-2"), 0.0)
 
-    def slowly(path, tensors, metadata):
-        write_checkpoint(path, tensors, metadata)
-        waited_s[path.parent.name] += 5.0
+    writing = CheckpointFile.writing
 
-    monkeypatch.setattr("p2pfl.node.checkpoint.write_checkpoint", slowly)
+    def slowly(file, tensors, metadata):
+        waited_s[file.path.parent.name] += 5.0
+        return writing(file, tensors, metadata)
+
+    monkeypatch.setattr(CheckpointFile, "writing", slowly)
     network = daemons(plan, tmp_path)
     for daemon in network:
         daemon.clock.now_s = lambda name=daemon.node.me: time.monotonic() + waited_s[name]

@@ -15,9 +15,9 @@ import torch
 from networks import HASTY, PATIENT, Institutions, Network, averaging, finish, plan_of, until, wait_until
 from p2pfl.errors import DiskFull, P2PFLError, StoreError
 from p2pfl.evaluation.results import read_models
-from p2pfl.node import checkpoint, run_log
+from p2pfl.node import run_log
 from p2pfl.node.status import read_status
-from p2pfl.runs.checkpoint import write_checkpoint
+from p2pfl.runs.checkpoint import CheckpointFile
 from p2pfl.runs.folder import RunFolder
 from p2pfl.runs.records import read_run
 
@@ -68,13 +68,20 @@ def test_a_node_whose_disk_is_full_waits_and_the_others_go_on(tmp_path, monkeypa
     held = plan.names[1]
     full, told = set(), {}
 
-    def write(path, tensors, metadata):
-        if path.parent.parent.name in full:
-            told[path.parent.parent.name] = metadata["round"]
-            raise DiskFull(f"{path}: cannot be written: No space left on device")
-        write_checkpoint(path, tensors, metadata)
+    writing = CheckpointFile.writing
 
-    monkeypatch.setattr(checkpoint, "write_checkpoint", write)
+    def write(file, tensors, metadata):
+        write_it = writing(file, tensors, metadata)
+
+        def written():
+            if file.path.parent.parent.name in full:
+                told[file.path.parent.parent.name] = metadata["round"]
+                raise DiskFull(f"{file.path}: cannot be written: No space left on device")
+            write_it()
+
+        return written
+
+    monkeypatch.setattr(CheckpointFile, "writing", write)
     monkeypatch.setattr(run_log, "ROOM_AFTER_S", 0.05)
 
     async def main():
@@ -102,14 +109,14 @@ def test_a_node_whose_disk_is_full_waits_and_the_others_go_on(tmp_path, monkeypa
 def test_a_node_that_is_stopped_while_its_disk_is_full_says_so(tmp_path, monkeypatch):
     plan = averaging({"name": "ring"}, 3, tolerance=1e-300)
 
-    def write(path, tensors, metadata):
-        raise DiskFull(f"{path}: cannot be written: No space left on device")
+    def written():
+        raise DiskFull("checkpoint: cannot be written: No space left on device")
 
     async def main():
         async with Network(plan, tmp_path, timeouts=PATIENT) as network:
             network.start()
             await network.reached(2)
-            monkeypatch.setattr(checkpoint, "write_checkpoint", write)
+            monkeypatch.setattr(CheckpointFile, "writing", lambda *_: written)
             await until(lambda: network.nodes["node-0"].daemon.status()["disk_full"])
             network.nodes["node-0"].daemon.stop()
             with pytest.raises(StoreError, match="No space left"):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pfl.errors import BadMessage
-from p2pfl.wire.codec import CHUNK_BYTES, decode
+from p2pfl.wire.codec import CHUNK_BYTES, decode, encode, padded
 from p2pfl.wire.messages import Chunk, Report, StopNews, Update
 from p2pfl.wire.update import DTYPES, Assembly, FullUpdate, UpdateFormat, next_state_digest
 from wire_samples import CONTINUED, ENCODED, MARKS, NEWS, PAYLOAD, SMALL, UPDATE, WHOLE
@@ -292,6 +292,15 @@ def test_more_news_than_there_ever_is_goes_all_the_same():
     (frames,) = SMALL.pack(41, {"x": np.zeros(4, dtype=np.float32)}).messages(report, NEWS["stop"])
 
     assert (decode(frames)[0].report, decode(frames)[0].pad) == (report, b"")
+
+
+@pytest.mark.parametrize("missing_bytes", [0, 1, 31, 255])
+def test_a_header_that_is_padded_afterwards_is_that_of_a_padded_message(missing_bytes):
+    payload = np.zeros(16, dtype=np.uint8).data
+    update = Update(exchange=7, channels=(("x", "float32", 4),), size_bytes=16, digest=bytes(32), marks=None, **NEWS, pad=b"")
+    header = encode(update, payload)[0]
+
+    assert padded(bytes(header), missing_bytes) == encode(replace(update, pad=bytes(missing_bytes)), payload)[0]
 
 
 def test_a_parcel_says_what_is_known_when_it_is_sent():
