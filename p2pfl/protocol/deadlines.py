@@ -15,9 +15,9 @@ from p2pfl.runs.events import EventKind
 STALL_S = 5.0
 """An update that is coming in is not asked for as long as no pause between two chunks is longer."""
 
-PATIENCE_FACTOR = 2.0
+PATIENCE_FACTOR = 2.5
 """An update of which a part is here is waited for, past the deadline, until for so many times the deadline's floor no more has come.
-It is for links that carry a chunk of 1 MiB in a minute, and for one that was cut in the middle of an update."""
+It is for links that carry a chunk of 1 MiB in a minute, and for one that was cut for a minute in the middle of an update."""
 
 LEAST_BYTES_PER_S = 2**16
 """An update that takes longer than at so many bytes a second is not waited for to its end."""
