@@ -20,12 +20,12 @@ from p2pfl.wire.messages import (
     Busy,
     Chunk,
     Closing,
+    DoctorAnswer,
+    DoctorQuestion,
     Goodbye,
     Heartbeat,
     Hello,
     Message,
-    Probe,
-    ProbeAnswer,
     ProofRequest,
     PushSum,
     Ready,
@@ -96,7 +96,7 @@ def messages() -> dict[str, Any]:
     widest = replace(HELLO, member="ä" * 128, incarnation=2**63 - 1, echo=2**63 - 1, anew=MOST, exchange=MOST, **FULL_NEWS)
     widest = replace(widest, remembered=Remembered(anew=MOST, report=FULL_NEWS["report"]))
     largest = 3e38
-    answer = ProbeAnswer(
+    answer = DoctorAnswer(
         number=MOST,
         clock=1_790_000_000_000,
         version="0.1.0",
@@ -147,8 +147,8 @@ def messages() -> dict[str, Any]:
         Ready(sealed=(b"\1" * 65,) * 16, receipts=(b"receipt.",) * 16),
         ProofRequest(relayed=False),
         ProofRequest(relayed=True),
-        Probe(number=0, pad=b""),
-        Probe(number=MOST, pad=bytes(300)),
+        DoctorQuestion(number=0, pad=b""),
+        DoctorQuestion(number=MOST, pad=bytes(300)),
         replace(answer, forward=None, outputs=()),
         answer,
     )

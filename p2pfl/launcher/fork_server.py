@@ -188,11 +188,14 @@ class _Server:
 def _read(file: str) -> None:
     from p2pfl.errors import ConfigError
     from p2pfl.experiment.loading import load_study
+    from p2pfl.training.backends.compiled import load_for_forks
     from p2pfl.yaml_files import keep_yaml
 
     with suppress(ConfigError):  # each process will say so itself
         keep_yaml(file)
-        load_study(file)  # each process will; what checks a file's types is made once
+        study = load_study(file)  # each process will; what checks a file's types is made once
+        if study.experiment.get("compiled") == "on":
+            load_for_forks()
     gc.freeze()
 
 

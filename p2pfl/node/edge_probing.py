@@ -9,7 +9,7 @@ from typing import Any
 from p2pfl.node.doctor.interview import EdgeMeasurement, Interview
 from p2pfl.node.sending import Sending
 from p2pfl.protocol.protocol import Protocol
-from p2pfl.wire.messages import Probe, ProbeAnswer
+from p2pfl.wire.messages import DoctorAnswer, DoctorQuestion
 
 WITHIN_S = 4.0
 """Whoever asks the status page waits for five seconds."""
@@ -25,7 +25,7 @@ class EdgeProbing:
         self._measured: dict[str, EdgeMeasurement] = {}
         self._measured_s = float("-inf")
 
-    def take(self, peer: str, answer: ProbeAnswer) -> None:
+    def take(self, peer: str, answer: DoctorAnswer) -> None:
         """Take a neighbour's answer; one that nobody waits for is dropped."""
         if peer in self._interviews:
             self._interviews[peer].take(answer)
@@ -35,14 +35,14 @@ class EdgeProbing:
         if time.monotonic() - self._measured_s >= AGAIN_AFTER_S:
             self._measured_s = time.monotonic()
 
-            async def ask(peer: str, probe: Probe) -> None:
-                protocol.neighbours[peer].queue(probe)
+            async def ask(peer: str, question: DoctorQuestion) -> None:
+                protocol.neighbours[peer].queue(question)
                 sending.wake()
 
             self._measured = {
                 name: EdgeMeasurement(peer=name, is_dialled=False, schema=neighbour.session.schema)
                 for name, neighbour in protocol.neighbours.items()
-                if neighbour.session.is_open and neighbour.session.understands(Probe)
+                if neighbour.session.is_open and neighbour.session.understands(DoctorQuestion)
             }
             self._interviews = {name: Interview(ask) for name in self._measured}
             asking = [asyncio.ensure_future(self._interviews[name].examine(edge)) for name, edge in self._measured.items()]

@@ -21,12 +21,12 @@ from p2pfl.params import sharing_parameters
 from p2pfl.protocol.probes import Forward, Probes
 from p2pfl.tasks.calling import described, users_code
 from p2pfl.training.training_data import of_dtype
-from p2pfl.wire.messages import MAX_OUTPUTS, ProbeAnswer
+from p2pfl.wire.messages import MAX_OUTPUTS, DoctorAnswer
 
 _ROWS, _STEP, _MODULUS = 4, 7919, 2003
 
 
-def own_probes(plan: Plan, me: str, study_digest: str, take: Callable[[str, ProbeAnswer], None] = lambda _, __: None) -> Probes:
+def own_probes(plan: Plan, me: str, study_digest: str, take: Callable[[str, DoctorAnswer], None] = lambda _, __: None) -> Probes:
     """Put together what a node tells; the first model's outputs are computed once, when somebody asks."""
     return Probes(
         version=p2pfl.__version__,

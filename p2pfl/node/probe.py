@@ -20,8 +20,7 @@ from p2pfl.node.probe_messages import FARTHEST, Attempt, Standing, faulty_attemp
 from p2pfl.transports import Transport
 from p2pfl.wire.codec import decode, encode
 from p2pfl.wire.link import LinkSession
-from p2pfl.wire.messages import Goodbye, Hello, Message, News, ProbeAnswer, Ready, Records, Remembered, ResendRequest
-from p2pfl.wire.messages import Probe as Question
+from p2pfl.wire.messages import DoctorAnswer, DoctorQuestion, Goodbye, Hello, Message, News, Ready, Records, Remembered, ResendRequest
 from p2pfl.wire.negotiation import announcing
 
 LINK_S = 20.0
@@ -230,11 +229,11 @@ class Probe:
         self.heard.forget_refusals()
         await self._send(attempt.frames)
         await self._send(encode(ResendRequest(exchange=FARTHEST, whole=False, lost=False, offset=0, digest=None)))
-        if self._session.understands(Question):
+        if self._session.understands(DoctorQuestion):
             self._asked += 1
-            await self._send(encode(Question(number=self._asked, pad=b"")))
+            await self._send(encode(DoctorQuestion(number=self._asked, pad=b"")))
         answers = await self._answers()
-        if attempt.refused_as and self._counts is not None and not self._session.understands(Question):
+        if attempt.refused_as and self._counts is not None and not self._session.understands(DoctorQuestion):
             # an older node may have spoken before it read the message
             await self._until(lambda: self.heard.goodbye or self._new_refusals(before, attempt.refused_as) in attempt.refused_as, ANSWER_S)
         reason = self.heard.goodbye or self._new_refusals(before, attempt.refused_as)
@@ -277,7 +276,7 @@ class Probe:
         """Kinds of messages that come until the questions are answered."""
         found: list[str] = []
         until_s = time.monotonic() + ANSWER_S
-        is_last = not self._session.understands(Question)
+        is_last = not self._session.understands(DoctorQuestion)
         while not (is_last and _LIFE & set(found)):
             try:
                 async with asyncio.timeout(max(0.0, until_s - time.monotonic())):
@@ -285,7 +284,7 @@ class Probe:
             except TimeoutError:
                 break
             found.append(type(message).__name__)
-            is_last = is_last or (isinstance(message, ProbeAnswer) and message.number == self._asked)
+            is_last = is_last or (isinstance(message, DoctorAnswer) and message.number == self._asked)
         return tuple(found)
 
     def _drain(self) -> None:

@@ -14,9 +14,9 @@ from p2pfl.wire.messages import (
     Busy,
     Chunk,
     Closing,
+    DoctorQuestion,
     Heartbeat,
     Hello,
-    Probe,
     ProofRequest,
     PushSum,
     Ready,
@@ -98,8 +98,8 @@ def harmless_attempts(now: Callable[[], Standing]) -> Iterator[Attempt]:
     else:
         yield Attempt(name="Records", why_not="the node has said no record that could be said back, and a new one would be a statement")
     ready = Ready(sealed=tuple(of.ready[:8]), receipts=tuple(map(receipt, of.ready[:8])))
-    question = encode(Probe(number=1, pad=b""))
-    yield Attempt(name="Probe", frames=question, may_be=frozenset({"wrong_schema"}), answered_by=frozenset({"ProbeAnswer"}))
+    question = encode(DoctorQuestion(number=1, pad=b""))
+    yield Attempt(name="DoctorQuestion", frames=question, may_be=frozenset({"wrong_schema"}), answered_by=frozenset({"DoctorAnswer"}))
     yield Attempt(name="Ready", frames=encode(ready), answered_by=frozenset({"Ready"}))
     nothing = PushSum(round=FARTHEST, step=0, sum=0.0, weight=0.0, low=None, high=None, outage=0, hops=0, void=False)
     yield Attempt(name="PushSum", frames=encode(nothing))

@@ -11,7 +11,7 @@ from p2pfl.protocol.allowance import NeighbourAllowance
 from p2pfl.protocol.ledger import EdgeLedger
 from p2pfl.protocol.view import NetworkView
 from p2pfl.wire.link import LinkSession
-from p2pfl.wire.messages import Goodbye, Message, Probe, ProbeAnswer
+from p2pfl.wire.messages import DoctorAnswer, DoctorQuestion, Goodbye, Message
 
 ASK_AFTER_S = 0.5
 """How long a node waits for a message before it asks for it once more; doubled with each asking."""
@@ -104,7 +104,7 @@ class Neighbour:
             if waiting_update is not None:
                 self.outbox[self.outbox.index(waiting_update)] = item  # it knows better from where on
                 return
-        elif not isinstance(item, Probe | ProbeAnswer):
+        elif not isinstance(item, DoctorQuestion | DoctorAnswer):
             # only the newest of a kind says anything
             for waiting in [waiting for waiting in self.outbox if _kind(waiting) is _kind(item)]:
                 self.outbox.remove(waiting)
@@ -127,7 +127,7 @@ class Neighbour:
     def next_large(self) -> Message | None:
         """Take from the outbox a doctor's large message."""
         for item in self.outbox:
-            if isinstance(item, Probe | ProbeAnswer) and is_large(item):
+            if isinstance(item, DoctorQuestion | DoctorAnswer) and is_large(item):
                 self.outbox.remove(item)
                 return item
         return None
@@ -283,7 +283,7 @@ class Others:
 
 def is_large(item: Item) -> bool:
     """Whether a message is a doctor's, made large to measure a link."""
-    return isinstance(item, Probe | ProbeAnswer) and len(item.pad) > 0
+    return isinstance(item, DoctorQuestion | DoctorAnswer) and len(item.pad) > 0
 
 
 def _kind(item: Item) -> object:

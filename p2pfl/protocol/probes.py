@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from p2pfl.protocol.neighbour import Neighbour
-from p2pfl.wire.messages import Probe, ProbeAnswer
+from p2pfl.wire.messages import DoctorAnswer, DoctorQuestion
 
 ANSWERS_WAITING = 16
 """Answers that lie in a neighbour's outbox at most: a doctor waits for so many at once."""
@@ -37,14 +37,14 @@ class Probes:
     """Milliseconds since 1970 by this machine's clock."""
     forward: Callable[[], Forward | None]
     """Outputs of the first model; None where they were not computed."""
-    take: Callable[[str, ProbeAnswer], None] = lambda _, __: None
+    take: Callable[[str, DoctorAnswer], None] = lambda _, __: None
     """Gets a neighbour's name and its answer."""
 
-    def answer(self, probe: Probe) -> ProbeAnswer:
+    def answer(self, question: DoctorQuestion) -> DoctorAnswer:
         """Answer a question, in a message as large."""
         forward = self.forward()
-        return ProbeAnswer(
-            number=probe.number,
+        return DoctorAnswer(
+            number=question.number,
             clock=self.clock_ms(),
             version=self.version,
             torch=self.torch,
@@ -54,18 +54,18 @@ class Probes:
             start=self.start,
             forward=None if forward is None else forward.digest,
             outputs=() if forward is None else forward.outputs,
-            pad=probe.pad,
+            pad=question.pad,
         )
 
 
-def hear_probe(probes: Probes | None, neighbour: Neighbour, message: Probe | ProbeAnswer, now_s: float) -> bool:
+def hear_question(probes: Probes | None, neighbour: Neighbour, message: DoctorQuestion | DoctorAnswer, now_s: float) -> bool:
     """Answer a neighbour's question, or take its answer; False: it asks more than a doctor does. None: this node does neither."""
     if probes is None:
         return True
-    if not isinstance(message, Probe):
+    if not isinstance(message, DoctorQuestion):
         probes.take(neighbour.name, message)
         return True
-    waiting = sum(isinstance(item, ProbeAnswer) for item in neighbour.outbox)
+    waiting = sum(isinstance(item, DoctorAnswer) for item in neighbour.outbox)
     if waiting >= ANSWERS_WAITING or not neighbour.allowance.answers(len(message.pad), now_s):
         return False
     neighbour.queue(probes.answer(message))

@@ -19,7 +19,7 @@ from p2pfl.protocol.deadlines import Deadlines
 from p2pfl.protocol.edges import HANDSHAKE_REFUSALS, DueMerge, Edges, Flow
 from p2pfl.protocol.neighbour import Neighbour, Others, SendNew
 from p2pfl.protocol.pairwise_exchanges import PairwiseExchanges
-from p2pfl.protocol.probes import Probes, hear_probe
+from p2pfl.protocol.probes import Probes, hear_question
 from p2pfl.protocol.push_sum import PushSumConversation
 from p2pfl.protocol.state_check import STATE_LOST, StateCheck
 from p2pfl.protocol.stop_agreement import StopAgreement
@@ -31,12 +31,12 @@ from p2pfl.wire.messages import (
     Busy,
     Chunk,
     Closing,
+    DoctorAnswer,
+    DoctorQuestion,
     Goodbye,
     Heartbeat,
     Hello,
     News,
-    Probe,
-    ProbeAnswer,
     ProofRequest,
     PushSum,
     Ready,
@@ -145,8 +145,8 @@ class Protocol:
         try:
             heard = neighbour.session.receive(frames, exchange=self.pace.expected_from(neighbour.name))
             message = heard.message
-            if isinstance(message, Probe | ProbeAnswer):
-                if not hear_probe(self._probes, neighbour, message, now_s):
+            if isinstance(message, DoctorQuestion | DoctorAnswer):
+                if not hear_question(self._probes, neighbour, message, now_s):
                     self.edges.refused["too_many_probes"] += 1
                 return None
             if isinstance(message, News):

@@ -15,11 +15,11 @@ from p2pfl.wire.messages import (
     NOTHING_REMEMBERED,
     SCHEMA_OF,
     Chunk,
+    DoctorAnswer,
+    DoctorQuestion,
     Goodbye,
     Hello,
     Message,
-    Probe,
-    ProbeAnswer,
     Remembered,
     Report,
     ResendRequest,
@@ -227,7 +227,7 @@ class LinkSession:
         message, payload = decode(frames)
         if isinstance(message, Hello):
             return self._hear_hello(message)
-        if isinstance(message, Probe | ProbeAnswer):  # in any state: a doctor never says Hello
+        if isinstance(message, DoctorQuestion | DoctorAnswer):  # in any state: a doctor never says Hello
             return ReceivedMessage(message=message)
         self._step(HandshakeEvent.GOODBYE if isinstance(message, Goodbye) else HandshakeEvent.MESSAGE)
         match message:

@@ -32,7 +32,7 @@ MAX_READY: Final = 16
 MAX_READY_BYTES: Final = 2048
 RECEIPT_BYTES: Final = 8
 
-MAX_PROBE_BYTES: Final = 60_000
+MAX_LARGE_BYTES: Final = 60_000
 MAX_OUTPUTS: Final = 8
 
 _LARGEST = 2**53 - 1  # exact in a float64 too, and far from overflowing an int64 when rounds are added
@@ -64,7 +64,7 @@ Name = Annotated[str, Strict(), Field(min_length=1, max_length=128)]
 Reason = Annotated[str, Strict(), Field(pattern=r"\A[a-z][a-z_]{0,31}\z")]
 """Lower case words joined by underscores: safe to print and to count by."""
 
-ProbePadding = Annotated[bytes, Strict(), Field(max_length=MAX_PROBE_BYTES)]
+LargePadding = Annotated[bytes, Strict(), Field(max_length=MAX_LARGE_BYTES)]
 Output = Annotated[float, Strict(), Field(ge=-LARGEST_AMOUNT, le=LARGEST_AMOUNT)]
 
 SealedRecord = Annotated[bytes, Strict(), Field(min_length=65, max_length=MAX_RECORD_BYTES)]
@@ -306,19 +306,19 @@ class ProofRequest:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Probe:
+class DoctorQuestion:
     """Question of a doctor that changes nothing: what do you hold, what does your clock say, and how fast is the way between us?"""
 
     code: ClassVar[int] = 14
     number: Natural
     """Comes back with the answer."""
-    pad: ProbePadding
+    pad: LargePadding
     """Makes the message large; the answer is made as large."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ProbeAnswer:
-    """Answer to a Probe, in any state of the link."""
+class DoctorAnswer:
+    """Answer to a DoctorQuestion, in any state of the link."""
 
     code: ClassVar[int] = 15
     number: Natural
@@ -336,7 +336,7 @@ class ProbeAnswer:
     """SHA-256 of what my first model makes of the agreed numbers; None where it was not computed."""
     outputs: Annotated[tuple[Output, ...], Strict(), Field(max_length=MAX_OUTPUTS)]
     """The first of those numbers, by which a difference in rounding is told from another model."""
-    pad: ProbePadding
+    pad: LargePadding
 
 
 Message = (
@@ -353,8 +353,8 @@ Message = (
     | Sent
     | Ready
     | ProofRequest
-    | Probe
-    | ProbeAnswer
+    | DoctorQuestion
+    | DoctorAnswer
 )
 News = Hello | Update | Heartbeat | Closing
 """Messages that carry `exchange`, `report` and `stop`."""
@@ -362,7 +362,7 @@ News = Hello | Update | Heartbeat | Closing
 MESSAGES: Final[dict[int, type[Message]]] = {kind.code: kind for kind in get_args(Message)}
 """By type code. A code is never used for anything else again."""
 
-SINCE: Final[dict[type[Message], int]] = {Probe: 5, ProbeAnswer: 5}
+SINCE: Final[dict[type[Message], int]] = {DoctorQuestion: 5, DoctorAnswer: 5}
 """Schemas of the messages that were added after the oldest one; only neighbours that announce it get them."""
 
 SCHEMA_OF: Final[dict[int, int]] = {code: SINCE.get(kind, SCHEMA) for code, kind in MESSAGES.items()}

@@ -44,7 +44,7 @@ for (const given of vectors.messages.each) {
   assert.equal(kind, given.message)
   assert.deepEqual(plain(fields), given.fields)
   if (kind === 'PushSum') for (const key of ['sum', 'weight', 'low', 'high']) if (fields[key] !== null) fields[key] = new Float(fields[key])
-  if (kind === 'ProbeAnswer') fields.outputs = fields.outputs.map((each) => new Float(each))
+  if (kind === 'DoctorAnswer') fields.outputs = fields.outputs.map((each) => new Float(each))
   const ordered = Object.fromEntries(Object.keys(given.fields).map((key) => [key, fields[key]]))
   assert.equal(encode(kind, ordered)[0].toString('hex'), given.header)
   count('messages')

@@ -131,7 +131,7 @@ export class Link {
       this.refuse()
       return message
     }
-    if (message.kind === 'Probe' || message.kind === 'ProbeAnswer') return message // a node may leave out the answer
+    if (message.kind === 'DoctorQuestion' || message.kind === 'DoctorAnswer') return message // a node may leave out the answer
     if (this.state !== 'open') throw new Refused('not_greeted')
     if (message.kind === 'Update') return { ...message, ...this.begin(message, t) }
     if (message.kind === 'Chunk') return { ...message, ...this.go_on(message, t) }

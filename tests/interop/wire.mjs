@@ -78,8 +78,8 @@ export const MESSAGES = {
   Sent: [11, { exchange, whole: flag }],
   Ready: [12, { sealed: list(0, 16, bin(65, 2048)), receipts: list(0, 16, bin(8, 8)) }],
   ProofRequest: [13, { relayed: flag }],
-  Probe: [14, { number: range(0n, MOST_63), pad: bin(0, 60000) }],
-  ProbeAnswer: [15, {
+  DoctorQuestion: [14, { number: range(0n, MOST_63), pad: bin(0, 60000) }],
+  DoctorAnswer: [15, {
     number: range(0n, MOST_63), clock: exchange, version: text, torch: text, arithmetic: range(0n, MOST_63), study: digest, layout: digest,
     start: digest, forward: orNil(digest), outputs: list(0, 8, (value) => check(value instanceof Float, value).value), pad: bin(0, 60000),
   }],

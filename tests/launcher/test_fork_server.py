@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 import p2pfl
 from networks import DEADLINE_S, finish, plan_of, start_process, starts, until, wait_until
 from p2pfl.launcher.fork_server import ROOM
+from p2pfl.launcher.founding import found_network
 from p2pfl.launcher.processes import ForkServer, can_fork, start_plainly
 from p2pfl.yaml_files import dump_yaml
 
@@ -43,6 +44,9 @@ def program(arguments):
             raise ValueError("on purpose")
         case ["draw"]:
             print(numpy.random.random())
+        case ["compiled"]:
+            loops = sys.modules.get("p2pfl.compiled.training_loops")
+            print(loops is not None and len(loops.sgd_steps.signatures))
         case ["stay"]:
             print("here", flush=True)
             sys.stdin.read()
@@ -351,6 +355,24 @@ def test_a_daemon_that_is_killed_is_forked_again(tmp_path, up):
 
     assert [event["event"] for event in run.events].count("resumed") == 1
     assert_is_the_mean_of_all(run)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("numba")
+def test_compiled_loops_are_loaded_once_for_all_where_the_study_has_them(tmp_path):
+    plan = plan_of(task={"name": "breast-cancer"}, nodes=2, topology={"name": "path"}, rounds=1, stop=None, compiled="on")
+    with ExitStack() as ports:
+        found_network(plan, tmp_path, ports, {})
+
+    async def main():
+        with tiny() as server:
+            assert await server.is_fit()
+            server.say(read=str(tmp_path / "study.yaml"))
+            started = Started(server, tmp_path, a="compiled")
+            await started.codes()
+            return started.said("a")
+
+    assert finish(main()) == "1\n"
 
 
 @pytest.mark.slow

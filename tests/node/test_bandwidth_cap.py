@@ -10,7 +10,7 @@ import pytest
 from networks import Network, finish, plan_of
 from p2pfl.node.bandwidth_cap import BandwidthCap
 from p2pfl.wire.codec import decode
-from p2pfl.wire.messages import Chunk, Goodbye, ProbeAnswer, Update
+from p2pfl.wire.messages import Chunk, DoctorAnswer, Goodbye, Update
 from p2pfl.wire.negotiation import announcing
 
 MBIT_S = 40.0
@@ -143,7 +143,7 @@ def test_answers_to_a_doctor_keep_the_cap(tmp_path):
             async def noted(peer, frames, timeout_s):
                 await send(peer, frames, timeout_s)
                 message = decode([memoryview(frame) for frame in frames])[0]
-                if isinstance(message, ProbeAnswer) and message.pad:
+                if isinstance(message, DoctorAnswer) and message.pad:
                     sent.append((time.monotonic(), sum(memoryview(frame).nbytes for frame in frames)))
 
             network.nodes[first].line.send = noted

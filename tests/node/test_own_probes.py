@@ -12,11 +12,11 @@ from torch import nn
 from networks import finish, plan_of, until
 from p2pfl.experiment.plan import make_plan
 from p2pfl.node.own_probes import own_probes
-from p2pfl.wire.messages import Probe
+from p2pfl.wire.messages import DoctorQuestion
 
 DEADLINE_S = 60
 STUDY = "aa" * 32
-QUESTION = Probe(number=1, pad=b"")
+QUESTION = DoctorQuestion(number=1, pad=b"")
 
 
 class Slow(nn.Linear):

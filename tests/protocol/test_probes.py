@@ -11,7 +11,7 @@ from p2pfl.node.doctor.interview import EdgeMeasurement
 from p2pfl.protocol.probes import Forward, Probes
 from p2pfl.transports import LinkCondition
 from p2pfl.wire.link import LinkState
-from p2pfl.wire.messages import MAX_PROBE_BYTES, Probe, ProbeAnswer
+from p2pfl.wire.messages import MAX_LARGE_BYTES, DoctorAnswer, DoctorQuestion
 
 DIGESTS = {"study": b"\xaa" * 32, "layout": b"\xbb" * 32, "start": b"\xcc" * 32}
 
@@ -30,17 +30,17 @@ def probes(taken: list | None = None) -> Probes:
 
 def test_a_question_is_answered_in_a_message_as_large():
     node = Node("a", "b", probes=probes())
-    node.hear("b", Probe(number=7, pad=bytes(MAX_PROBE_BYTES)))
+    node.hear("b", DoctorQuestion(number=7, pad=bytes(MAX_LARGE_BYTES)))
     (answer,) = node.said_to("b")
 
-    assert isinstance(answer, ProbeAnswer)
-    assert (answer.number, answer.clock, len(answer.pad)) == (7, 1_790_000_000_000, MAX_PROBE_BYTES)
+    assert isinstance(answer, DoctorAnswer)
+    assert (answer.number, answer.clock, len(answer.pad)) == (7, 1_790_000_000_000, MAX_LARGE_BYTES)
     assert {name: getattr(answer, name) for name in DIGESTS} == DIGESTS
 
 
 def test_questions_are_all_answered_and_not_the_newest_alone():
     node = Node("a", "b", probes=probes())
-    node.hear("b", *(Probe(number=number, pad=b"") for number in range(16)))
+    node.hear("b", *(DoctorQuestion(number=number, pad=b"") for number in range(16)))
 
     assert [answer.number for answer in node.said_to("b")] == list(range(16))
 
@@ -49,7 +49,7 @@ def test_whoever_asks_is_not_taken_for_a_node_that_is_there():
     node = Node("a", "b", probes=probes())
     neighbour = node.protocol.neighbours["b"]
     before = copy.copy((neighbour.last_seen_s, neighbour.heard_exchange, neighbour.handshakes, neighbour.missed))
-    node.hear("b", Probe(number=1, pad=b""))
+    node.hear("b", DoctorQuestion(number=1, pad=b""))
 
     assert before == (neighbour.last_seen_s, neighbour.heard_exchange, neighbour.handshakes, neighbour.missed)
     assert neighbour.session.state is LinkState.UNKNOWN
@@ -60,7 +60,7 @@ def test_whoever_asks_is_not_taken_for_a_node_that_is_there():
 def test_an_answer_is_handed_to_whoever_asked():
     taken: list = []
     node = Node("a", "b", probes=probes(taken))
-    answer = probes().answer(Probe(number=3, pad=b""))
+    answer = probes().answer(DoctorQuestion(number=3, pad=b""))
     node.hear("b", answer)
 
     assert taken == [("b", answer)]
@@ -68,7 +68,7 @@ def test_an_answer_is_handed_to_whoever_asked():
 
 def test_a_node_without_facts_says_nothing():
     node = Node("a", "b")
-    node.hear("b", Probe(number=1, pad=b""))
+    node.hear("b", DoctorQuestion(number=1, pad=b""))
 
     assert node.said_to("b") == []
 
@@ -76,7 +76,7 @@ def test_a_node_without_facts_says_nothing():
 def test_too_many_questions_are_dropped_before_they_are_read():
     node = Node("a", "b", probes=probes())
     for _ in range(400):
-        node.hear("b", Probe(number=1, pad=bytes(MAX_PROBE_BYTES)))
+        node.hear("b", DoctorQuestion(number=1, pad=bytes(MAX_LARGE_BYTES)))
         node.said_to("b")
 
     assert node.protocol.neighbours["b"].allowance.num_dropped > 0
@@ -86,7 +86,7 @@ def answered(node, count, size):
     """Ask so many questions, each after the answer to the one before it; how many are answered."""
     before = 0
     for number in range(count):
-        node.hear("b", Probe(number=number, pad=bytes(size)))
+        node.hear("b", DoctorQuestion(number=number, pad=bytes(size)))
         before += len(node.said_to("b"))
     return before
 
@@ -97,13 +97,13 @@ def test_no_more_is_answered_than_a_doctor_asks():
     assert answered(node, 150, 0) == 100
     assert node.protocol.edges.refused["too_many_probes"] == 50
     node.now_s += 10
-    assert answered(node, 150, MAX_PROBE_BYTES) == 4 * 10**6 // MAX_PROBE_BYTES
+    assert answered(node, 150, MAX_LARGE_BYTES) == 4 * 10**6 // MAX_LARGE_BYTES
     assert node.protocol.neighbours["b"].allowance.exclusion(node.now_s) is None
 
 
 def test_answers_that_cannot_be_sent_do_not_fill_the_outbox():
     node = Node("a", "b", probes=probes())
-    node.hear("b", *(Probe(number=number, pad=b"") for number in range(60)))
+    node.hear("b", *(DoctorQuestion(number=number, pad=b"") for number in range(60)))
 
     assert [answer.number for answer in node.said_to("b")] == list(range(16))
     assert node.protocol.edges.refused["too_many_probes"] == 44
@@ -113,7 +113,7 @@ def test_a_measurement_comes_through_the_status_page_as_it_was():
     edge = EdgeMeasurement(
         peer="b", is_dialled=True, condition=LinkCondition.UP, schema=5, round_trip_s=0.25, mbit_s=7.5, clock_ahead_s=-1.0
     )
-    edge.answer = probes().answer(Probe(number=1, pad=b""))
+    edge.answer = probes().answer(DoctorQuestion(number=1, pad=b""))
     again = EdgeMeasurement(peer="b", is_dialled=True, condition=LinkCondition.UP)
     again.take_up(edge.as_dict())
 

@@ -12,7 +12,7 @@ import pytest
 from p2pfl.errors import BadMessage
 from p2pfl.wire.codec import decode, encode
 from p2pfl.wire.link import LinkState
-from p2pfl.wire.messages import NEWEST_SCHEMA, SCHEMA, SCHEMA_OF, Hello, Probe, ProbeAnswer
+from p2pfl.wire.messages import NEWEST_SCHEMA, SCHEMA, SCHEMA_OF, DoctorAnswer, DoctorQuestion, Hello
 from p2pfl.wire.negotiation import announced_schema, announcing
 from wire_samples import EVERY_MESSAGE, HELLO, frames_of, session
 
@@ -67,7 +67,7 @@ def test_the_lower_of_the_two_is_used(theirs, used):
     link.receive(encode(replace(HELLO, incarnation=incarnation)), exchange=7)
 
     assert (SCHEMA, used) == (before, link.schema)
-    assert link.understands(Probe) == (used >= SCHEMA_OF[Probe.code])
+    assert link.understands(DoctorQuestion) == (used >= SCHEMA_OF[DoctorQuestion.code])
     assert link.understands(Hello)
     assert link.state is LinkState.OPEN
 
@@ -90,7 +90,7 @@ def test_an_older_member_takes_a_hello_that_announces_for_any_other():
     assert header[3:5] == b"\x04\xa1"  # of schema 4
 
 
-@pytest.mark.parametrize("message", [KINDS["Probe"], KINDS["ProbeAnswer"]], ids=lambda message: type(message).__name__)
+@pytest.mark.parametrize("message", [KINDS["DoctorQuestion"], KINDS["DoctorAnswer"]], ids=lambda message: type(message).__name__)
 def test_a_probe_changes_no_state_of_the_link(message):
     link = session()
     heard = link.receive(encode(message), exchange=7)
@@ -101,7 +101,7 @@ def test_a_probe_changes_no_state_of_the_link(message):
 
 
 def test_a_probe_is_of_no_older_schema():
-    for kind in (Probe, ProbeAnswer):
+    for kind in (DoctorQuestion, DoctorAnswer):
         header = encode(KINDS[kind.__name__])[0]
         assert header[3] == NEWEST_SCHEMA
         with pytest.raises(BadMessage, match="wrong_schema"):

@@ -16,11 +16,11 @@ from p2pfl.wire.messages import (
     NO_STOP,
     NOTHING_CLOSED,
     Closing,
+    DoctorAnswer,
+    DoctorQuestion,
     Goodbye,
     Heartbeat,
     Hello,
-    Probe,
-    ProbeAnswer,
     Remembered,
     Report,
     ResendRequest,
@@ -122,7 +122,9 @@ def test_a_greeting_that_differs_is_refused_by_name_and_ends_what_was_open(wrong
 
 
 @pytest.mark.parametrize(
-    "message", [m for m in EVERY_MESSAGE if not isinstance(m, Hello | Goodbye | Probe | ProbeAnswer)], ids=lambda m: type(m).__name__
+    "message",
+    [m for m in EVERY_MESSAGE if not isinstance(m, Hello | Goodbye | DoctorQuestion | DoctorAnswer)],
+    ids=lambda m: type(m).__name__,
 )
 @pytest.mark.parametrize("greeted", [False, True])
 def test_before_the_greeting_nothing_else_is_heard(message, greeted):

@@ -12,7 +12,7 @@ from typing import Any
 
 from p2pfl.errors import TransportError
 from p2pfl.transports import LinkCondition
-from p2pfl.wire.messages import MAX_PROBE_BYTES, Hello, Probe, ProbeAnswer
+from p2pfl.wire.messages import MAX_LARGE_BYTES, DoctorAnswer, DoctorQuestion, Hello
 
 PINGS, PING_WITHIN_S = 5, 3.0
 UNANSWERED = 2
@@ -40,7 +40,7 @@ class EdgeMeasurement:
     """The greeting of the neighbour's node."""
     schema: int | None = None
     """The newest that both ends speak."""
-    answer: ProbeAnswer | None = None
+    answer: DoctorAnswer | None = None
     round_trip_s: float | None = None
     clock_ahead_s: float | None = None
     """How far the neighbour's clock is ahead of this one, to half a round trip."""
@@ -56,7 +56,7 @@ class EdgeMeasurement:
         """Whether the neighbour has said anything."""
         return self.hello is not None or self.answer is not None
 
-    def note(self, answer: ProbeAnswer) -> None:
+    def note(self, answer: DoctorAnswer) -> None:
         """Keep what a neighbour holds: a later answer may have the forward pass that an earlier one had not."""
         if self.answer is None or (self.answer.forward is None and answer.forward is not None):
             self.answer = answer
@@ -72,10 +72,10 @@ class EdgeMeasurement:
             setattr(self, name, told[name])
         if (answer := told["answer"]) is not None:
             digests = {name: answer[name] and bytes.fromhex(answer[name]) for name in _DIGESTS}
-            self.answer = ProbeAnswer(**{**answer, **digests, "outputs": tuple(answer["outputs"]), "pad": b""})
+            self.answer = DoctorAnswer(**{**answer, **digests, "outputs": tuple(answer["outputs"]), "pad": b""})
 
 
-Ask = Callable[[str, Probe], Awaitable[None]]
+Ask = Callable[[str, DoctorQuestion], Awaitable[None]]
 """Sends a question to a neighbour; TransportError where there is no link."""
 
 
@@ -85,15 +85,15 @@ class Interview:
 
     ask: Ask
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
-    _awaited: dict[int, asyncio.Future[ProbeAnswer]] = field(default_factory=dict)
+    _awaited: dict[int, asyncio.Future[DoctorAnswer]] = field(default_factory=dict)
 
-    def take(self, answer: ProbeAnswer) -> None:
+    def take(self, answer: DoctorAnswer) -> None:
         """Take an answer that has come."""
         future = self._awaited.pop(answer.number, None)
         if future is not None and not future.done():
             future.set_result(answer)
 
-    async def question(self, peer: str, size_bytes: int, within_s: float) -> tuple[ProbeAnswer, float]:
+    async def question(self, peer: str, size_bytes: int, within_s: float) -> tuple[DoctorAnswer, float]:
         """Ask one question, and wait for its answer; also returns the seconds that it took.
 
         Raises:
@@ -105,7 +105,7 @@ class Interview:
         began_s = time.perf_counter()
         try:
             async with asyncio.timeout(within_s):
-                await self.ask(peer, Probe(number=number, pad=bytes(size_bytes)))
+                await self.ask(peer, DoctorQuestion(number=number, pad=bytes(size_bytes)))
                 answer = await future
         finally:
             self._awaited.pop(number, None)
@@ -123,7 +123,7 @@ class Interview:
             if edge.answer is None and asked == UNANSWERED:
                 return  # nobody here who answers
         try:
-            _, took_s = await self.question(edge.peer, MAX_PROBE_BYTES, LARGE_WITHIN_S)
+            _, took_s = await self.question(edge.peer, MAX_LARGE_BYTES, LARGE_WITHIN_S)
         except TimeoutError:
             edge.loses_large = not await self._is_heard_still(edge)
             return
@@ -159,7 +159,7 @@ class Interview:
         async def keep_asking() -> int:
             asked = 0
             for _ in left:
-                await self.question(edge.peer, MAX_PROBE_BYTES, LARGE_WITHIN_S)
+                await self.question(edge.peer, MAX_LARGE_BYTES, LARGE_WITHIN_S)
                 asked += 1
                 if time.perf_counter() - began_s > LONG_ENOUGH_S:
                     break
@@ -174,4 +174,4 @@ def _plain(value: object) -> object:
 
 
 def _mbit_s(count: int, seconds: float) -> float:
-    return 8 * count * MAX_PROBE_BYTES / 1e6 / max(seconds, 1e-6)
+    return 8 * count * MAX_LARGE_BYTES / 1e6 / max(seconds, 1e-6)

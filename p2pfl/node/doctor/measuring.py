@@ -20,7 +20,7 @@ from p2pfl.transports import LinkCondition, Transport
 from p2pfl.transports.dialler import RESOLVE_S
 from p2pfl.transports.resolver import Resolver
 from p2pfl.wire.codec import decode, encode
-from p2pfl.wire.messages import NEWEST_SCHEMA, SCHEMA_OF, Hello, Message, Probe, ProbeAnswer
+from p2pfl.wire.messages import NEWEST_SCHEMA, SCHEMA_OF, DoctorAnswer, DoctorQuestion, Hello, Message
 from p2pfl.wire.negotiation import announced_schema
 
 HELLO_WITHIN_S = 1.5
@@ -92,9 +92,9 @@ class _Measuring:
                 continue  # of a schema that is not known here
             if isinstance(message, Hello):
                 self._edges[received.peer].hello = message
-            elif isinstance(message, ProbeAnswer):
+            elif isinstance(message, DoctorAnswer):
                 self._interview.take(message)
-            elif isinstance(message, Probe):
+            elif isinstance(message, DoctorQuestion):
                 self._asked_s[received.peer] = time.monotonic()
                 with suppress(TransportError):
                     await self._send(received.peer, self._probes.answer(message))
@@ -112,7 +112,7 @@ class _Measuring:
             await asyncio.sleep(LOOK_S)
         announced = NEWEST_SCHEMA if edge.hello is None else announced_schema(edge.hello.incarnation)
         edge.schema = min(NEWEST_SCHEMA, announced)
-        if edge.schema >= SCHEMA_OF[Probe.code]:
+        if edge.schema >= SCHEMA_OF[DoctorQuestion.code]:
             await self._interview.examine(edge)
             if edge.answer is None and edge.peer in self._asked_s:  # it asks, and does not get what is sent to it
                 edge.loses_large = True

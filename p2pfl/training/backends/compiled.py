@@ -210,6 +210,18 @@ class Compiled:
         return torch.from_numpy(loss_C).to(x_CP.dtype), torch.from_numpy(finite_C)
 
 
+def load_for_forks() -> None:
+    """Load the loops for models and inputs in float32, for processes that are forked later; nothing where there are no loops."""
+    loops = load_loops("training")
+    if loops is None:
+        return
+    one_linear_layer = np.array([[1, 1, 0, 1, 0]], dtype=np.int64)
+    chain = one_linear_layer, np.zeros(0, dtype=np.int64), np.zeros(0)
+    example, x_CP = torch.zeros(1, 1), torch.zeros(1, 2)
+    loaded = Compiled(loops, chain, _LOSSES[F.mse_loss], example, example, x_CP.dtype)
+    loaded.sgd_steps(x_CP, torch.zeros(1, 1, 1, dtype=torch.int64), 1.0, 0.0, None, x_CP.clone())
+
+
 def one_blas_thread() -> AbstractContextManager[object]:
     """A context in which a matrix product keeps to the thread that asked for it: rows are divided among threads already."""
     context: AbstractContextManager[object] = _controller().limit(limits=1, user_api="blas")
