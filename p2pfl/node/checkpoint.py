@@ -16,6 +16,7 @@ from p2pfl.errors import ConfigError
 from p2pfl.node.node import Node, Progress
 from p2pfl.protocol.snapshot import FLOWS, restore, snapshot
 from p2pfl.runs.checkpoint import NODE_CHECKPOINT, changes_told, read_checkpoint
+from p2pfl.runs.open_files import sync_file
 
 CHECKPOINT = NODE_CHECKPOINT
 _PLACE = tuple(each.name for each in fields(Progress))
@@ -62,6 +63,8 @@ def read(node: Node) -> Found | None:
         StoreError: it cannot be read.
     """
     found = read_checkpoint(node.state / CHECKPOINT)
+    if found is not None:
+        sync_file(node.state / CHECKPOINT)  # what it says will be told to neighbours
     if found is not None and found[1].get("terms") != node.saved_terms:
         raise ConfigError("holds the checkpoint of another study or model: choose another state folder for this one", str(node.state))
     return found

@@ -87,10 +87,9 @@ class CheckpointFile:
 
         A small one has been copied when this returns; the tensors of a large one must not change until it is written.
         """
-        text = {_KEY: json.dumps(metadata)}
-        if sum(tensor.nbytes for tensor in tensors.values()) + len(text[_KEY]) <= CONTENT_AT_MOST_BYTES:
+        if sum(tensor.nbytes for tensor in tensors.values()) <= CONTENT_AT_MOST_BYTES:
             content = io.BytesIO()
-            write_tensors(content, tensors, text)
+            write_tensors(content, tensors, {_KEY: json.dumps(metadata)})
             if content.tell() <= CONTENT_AT_MOST_BYTES:
                 return lambda: self._slots.write(content.getvalue())
         return lambda: self._write_large(tensors, metadata)

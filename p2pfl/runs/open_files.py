@@ -104,15 +104,32 @@ def replacing(path: Path, temporary: Path, open_file: Callable[[], IO[Any]]) -> 
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        folder = open_patiently(lambda: os.open(path.parent, os.O_RDONLY))
-        try:
-            os.fsync(folder)  # the new name itself must survive a power cut
-        finally:
-            os.close(folder)
+        _sync(path.parent)  # the new name itself must survive a power cut
     except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)  # half a file only takes room
         raise store_error(path, error) from error
+
+
+def sync_file(path: Path) -> None:
+    """Wait until a file that an earlier process has written is on the disk, with its name: it may have been killed before it waited itself.
+
+    Raises:
+        StoreError: the disk refuses.
+    """
+    try:
+        _sync(path)
+        _sync(path.parent)
+    except OSError as error:
+        raise store_error(path, error) from error
+
+
+def _sync(place: Path) -> None:
+    handle = open_patiently(lambda: os.open(place, os.O_RDONLY))
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _take_spare() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 
 import pytest
@@ -89,6 +90,15 @@ def test_a_checkpoint_that_somebody_has_changed_is_told_and_not_a_traceback(fini
 
     with pytest.raises(StoreError, match=r"is not a checkpoint as p2pfl writes it for this run.*restore it from a backup"):
         finish(daemons(plan, folder)[0].run())
+
+
+def test_a_checkpoint_that_is_taken_up_is_on_the_disk_whatever_its_process_had_time_for(finished, monkeypatch):
+    plan, folder = finished
+    fsync, synced = os.fsync, []
+    monkeypatch.setattr(os, "fsync", lambda handle: (synced.append(os.fstat(handle).st_ino), fsync(handle)))
+    finish(daemons(plan, folder)[0].run())
+
+    assert {(folder / plan.names[0] / CHECKPOINT).stat().st_ino, (folder / plan.names[0]).stat().st_ino} <= set(synced)
 
 
 @pytest.mark.parametrize("changed", [lambda tensors: {}, lambda tensors: tensors | {"state/x": torch.zeros(1, 7)}])

@@ -13,7 +13,7 @@ import torch
 from p2pfl.errors import StoreError
 from p2pfl.runs import open_files
 from p2pfl.runs.checkpoint import read_checkpoint, write_checkpoint
-from p2pfl.runs.open_files import replace_file
+from p2pfl.runs.open_files import replace_file, sync_file
 
 STARVED = """
 import os, resource, sys
@@ -87,3 +87,17 @@ def test_another_fault_of_a_disk_is_not_waited_for(tmp_path, starved):
 
     with pytest.raises(StoreError, match="No space left on device"):
         write_checkpoint(tmp_path / "checkpoint", {}, {})
+
+
+def test_a_file_of_a_killed_process_is_synced_with_its_name(tmp_path, monkeypatch):
+    (tmp_path / "checkpoint").write_bytes(b"left")
+    fsync, synced = os.fsync, []
+    monkeypatch.setattr(os, "fsync", lambda handle: (synced.append(os.fstat(handle).st_ino), fsync(handle)))
+    sync_file(tmp_path / "checkpoint")
+
+    assert synced == [(tmp_path / "checkpoint").stat().st_ino, tmp_path.stat().st_ino]
+
+
+def test_a_disk_that_cannot_be_synced_is_told(tmp_path):
+    with pytest.raises(StoreError, match=r"checkpoint: cannot be written: No such file"):
+        sync_file(tmp_path / "checkpoint")
