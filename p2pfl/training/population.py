@@ -209,9 +209,9 @@ class Population:
         return trained
 
     @property
-    def vectorises(self) -> bool:
-        """Whether torch vectorises the gradients, because they are not written out here."""
-        return self._steps is not None and self._steps.vectorises
+    def loads_optimizers(self) -> bool:
+        """Whether torch loads its optimisers, and what they stand on, to train the rows."""
+        return self._steps is not None and self._steps.loads_optimizers
 
     @property
     def training_bytes(self) -> int:
