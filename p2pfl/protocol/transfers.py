@@ -26,7 +26,7 @@ RESEND_AFTER_S = 0.25
 """A neighbour that asks more often than this gets one answer."""
 
 LOST_AGAIN_S = 10.0
-"""The same part is asked for again where what lies behind it still comes after so long: the request was lost with a connection."""
+"""A lost part is asked for again after so long where what lies behind it still comes: the request was lost with a connection."""
 
 _NEVER_S = float("-inf")
 _ALL = "*"
