@@ -36,6 +36,7 @@ TASK = "memory:network"
 MOST_NODES = 16
 CLASSES = 10
 LOOK_S = 0.002
+MODELS = ("chain", "frozen", "one", "residual", "point")
 DEADLINE_S = 600.0
 
 
@@ -52,7 +53,7 @@ class Residual(nn.Module):
 
 
 def model_of(kind: str, parameters: int) -> nn.Module:
-    """A network of about so many parameters: 24 layers, or one."""
+    """A network of about so many parameters: 24 layers, of which half may be frozen, or one."""
     if kind == "point":
         from p2pfl.tasks.synthetic import Point
 
@@ -60,6 +61,8 @@ def model_of(kind: str, parameters: int) -> nn.Module:
     layers = 1 if kind == "one" else 24
     width = round(math.sqrt(parameters / layers))
     inner = [Residual(width) if kind == "residual" else nn.Sequential(nn.Linear(width, width), nn.ReLU()) for _ in range(layers)]
+    for layer in inner[: layers // 2] if kind == "frozen" else ():
+        layer.requires_grad_(False)
     return nn.Sequential(*inner, nn.Linear(width, CLASSES))
 
 
@@ -192,7 +195,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             "task": {"name": TASK, "parameters": arguments.parameters, "kind": arguments.model, "nodes": arguments.neighbours + 1},
             "topology": {"name": "complete"},
             "algorithm": {"name": arguments.algorithm, "local_steps": 2, "batch_size": 8},
-            "optimizer": {"name": arguments.optimizer},
+            "optimizer": {"name": "sgd", "momentum": 0.9} if arguments.optimizer == "momentum" else {"name": arguments.optimizer},
+            **({"weights": "push-sum"} if arguments.algorithm == "push-sum" else {}),
+            **({"compressor": {"name": arguments.compressor}} if arguments.compressor else {}),
             "rounds": 0 if arguments.model == "point" else arguments.rounds,
             "stop": {"relative_consensus": 1e-300, "settle": arguments.rounds} if arguments.model == "point" else None,
             "baselines": [],
@@ -234,9 +239,10 @@ def main() -> None:
     """Read the command line, print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parameters", type=int, default=25_000_000)
-    parser.add_argument("--model", choices=["chain", "one", "residual", "point"], default="chain", help="24 layers, one, or blocks")
+    parser.add_argument("--model", choices=MODELS, default="chain", help="24 layers, half of them frozen, one, or blocks")
     parser.add_argument("--algorithm", default="dpsgd")
-    parser.add_argument("--optimizer", default="sgd")
+    parser.add_argument("--compressor", help="of algorithms that send compressed differences")
+    parser.add_argument("--optimizer", default="sgd", help="as in experiment.yaml, or momentum: sgd with one")
     parser.add_argument("--neighbours", type=int, default=2, choices=range(1, MOST_NODES))
     parser.add_argument("--spill-mb", type=float, help="memory that neighbours' updates may take; default: all that they want")
     parser.add_argument("--rounds", type=int, default=4)

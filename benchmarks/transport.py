@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import json
 import multiprocessing
+import resource
 import secrets
 import tempfile
 import time
@@ -34,9 +35,22 @@ from p2pfl.protocol.agreed_start import Signing
 from p2pfl.transports import Endpoint, ZeroMQTransport, reserve_port
 
 FRAME_BYTES = 1_000_000
-TIMEOUT_S = 60.0
+TIMEOUT_S = 300.0
 
 Keys = tuple[bytes, bytes]
+Usage = tuple[float, int]
+
+
+def usage() -> Usage:
+    """Seconds of processor time that this process has used, all threads, and pages that it was given."""
+    found = resource.getrusage(resource.RUSAGE_SELF)
+    return found.ru_utime + found.ru_stime, found.ru_minflt
+
+
+def spent_since(before: Usage) -> Usage:
+    """Differences to an earlier look."""
+    now = usage()
+    return now[0] - before[0], now[1] - before[1]
 
 
 def raw_receiver(address: str, keys: Keys, num_frames: int, repeats: int) -> None:
@@ -151,7 +165,7 @@ def both_ways_raw(address: str, keys: Keys, server_key: bytes | None, num_frames
             turn.wait(TIMEOUT_S)  # the daemons' turn is over
             pair.send(b"now")
             pair.recv()
-            started_s = time.monotonic()
+            started_s, used = time.monotonic(), usage()
             to_send = to_read = num_frames
             while to_send or to_read:
                 ready = pair.poll(1000 * TIMEOUT_S, (zmq.POLLIN if to_read else 0) | (zmq.POLLOUT if to_send else 0))
@@ -162,7 +176,7 @@ def both_ways_raw(address: str, keys: Keys, server_key: bytes | None, num_frames
                     first = (num_frames - to_send) * FRAME_BYTES
                     pair.send_multipart([b"header", model[first : first + FRAME_BYTES]], copy=False)
                     to_send -= 1
-            results.put(("raw", number, (started_s, time.monotonic())))
+            results.put(("raw", number, (started_s, time.monotonic()), spent_since(used)))
             turn.wait(TIMEOUT_S)
 
 
@@ -173,25 +187,26 @@ class TimedDaemon(Daemon):
     results: Any
 
     _ready_s = 0.0
+    _used: Usage = (0.0, 0)
 
     async def _exchange(self, outgoing: Any) -> bool:
         number = self.node.place.round
         await asyncio.to_thread(self.turn.wait, TIMEOUT_S)
         await asyncio.to_thread(self.turn.wait, TIMEOUT_S)  # the raw connection's turn is over
-        started_s = time.monotonic()
+        started_s, used = time.monotonic(), usage()
         pack = self.node.mixing.pack
 
         def timed(*arguments: Any) -> Any:
             found = pack(*arguments)
-            self._ready_s = time.monotonic()
+            self._ready_s, self._used = time.monotonic(), usage()
             return found
 
         self.node.mixing.pack = timed
         is_over = await super()._exchange(outgoing)
         self.node.mixing.pack = pack
         ended_s = time.monotonic()
-        self.results.put(("daemons", number, (self._ready_s, ended_s)))
-        self.results.put(("packing", number, (started_s, ended_s)))
+        self.results.put(("daemons", number, (self._ready_s, ended_s), spent_since(self._used)))
+        self.results.put(("packing", number, (started_s, ended_s), spent_since(used)))
         return is_over
 
 
@@ -258,7 +273,10 @@ def measure_both_ways(repeats: int, megabytes: int) -> dict[str, object]:
     # processes of one machine have one monotonic clock; from the later of both beginnings to the later of both ends
     speeds = {name: [megabytes / _took_s(ends, name, number) for number in range(1, repeats + 1)] for name in ("raw", "daemons", "packing")}
     medians = {name: median(each) for name, each in speeds.items()}
+    spent = {name: [used for of, number, _, used in ends if of == name and number > 0] for name in speeds}
     return {
+        "processor_seconds": {name: round(median(seconds for seconds, _ in each), 3) for name, each in spent.items()},
+        "pages": {name: round(median(pages for _, pages in each)) for name, each in spent.items()},
         "megabytes_per_second_each_way": {name: [round(speed, 1) for speed in each] for name, each in speeds.items()},
         "median": {name: round(speed, 1) for name, speed in medians.items()},
         "daemons_over_raw": round(medians["daemons"] / medians["raw"], 3),
@@ -266,8 +284,8 @@ def measure_both_ways(repeats: int, megabytes: int) -> dict[str, object]:
     }
 
 
-def _took_s(ends: list[tuple[str, int, tuple[float, float]]], name: str, number: int) -> float:
-    began_s, ended_s = zip(*(times for of, turn, times in ends if (of, turn) == (name, number)), strict=True)
+def _took_s(ends: list[tuple[str, int, tuple[float, float], Usage]], name: str, number: int) -> float:
+    began_s, ended_s = zip(*(times for of, turn, times, _ in ends if (of, turn) == (name, number)), strict=True)
     return max(ended_s) - max(began_s)
 
 

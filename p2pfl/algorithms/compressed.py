@@ -112,7 +112,7 @@ class Choco(Algorithm):
             scale = self._gammas(ctx, xhat_NP)[halvings_NK.long()]
         else:
             scale = self.gamma
-        x_NP = state["x"] + (inbox.mix("xhat", scale_NK=scale) - xhat_NP)
+        x_NP = inbox.mix("xhat", scale_NK=scale).sub_(xhat_NP).add_(state["x"])  # in place: models are large
         return {"x": x_NP, "xhat": xhat_NP, **_watched(state, x_NP, inbox)}
 
     def notices(self, before: State, after: State) -> list[Notice]:

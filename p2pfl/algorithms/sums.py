@@ -70,11 +70,12 @@ class PushSum(Algorithm):
         sums, weights_NK, present_NK = inbox.stack("sigma")
         sigma, rho = inbox.own("sigma"), state["rho"]
         # what rounding keeps out of a large running sum is not given away: it stays here
-        given = (1 - inbox.own_weights())[:, None] * (sigma - state["sigma"])
-        total = torch.cat([state["x"], state["w"]], dim=-1) - given
-        heard = torch.where(present_NK[..., None], sums, rho)
+        given = (sigma - state["sigma"]).mul_((1 - inbox.own_weights())[:, None])
+        total = torch.cat([state["x"], state["w"]], dim=-1).sub_(given)  # in place: models are large
+        del given
+        heard = sums if bool(present_NK.all()) else torch.where(present_NK[..., None], sums, rho)
         for k in range(heard.shape[1]):
-            total = total + weights_NK[:, k, None] * (heard[:, k] - rho[:, k])
+            total += (heard[:, k] - rho[:, k]).mul_(weights_NK[:, k, None])
         return {"x": total[:, :-1], "w": total[:, -1:], "sigma": sigma, "rho": heard}
 
     def estimate(self, state: State) -> Tensor:

@@ -34,8 +34,8 @@ from p2pfl.training import Population
 _OVERHEAD_BYTES = 32 * 2**20
 """Messages on their way in and out, what torch and Python take for themselves while they work; measured."""
 
-_VECTORISING_BYTES = 48 * 2**20
-"""Beside that, of torch's libraries that it loads when it first vectorises a model; measured."""
+_OPTIMIZERS_BYTES = 48 * 2**20
+"""Beside that, of torch's libraries that it loads when it first makes an optimiser or vectorises a model; measured."""
 
 _COMPILED_BYTES = 20 * 2**20
 """Beside that, of the compiler's libraries where compiled loops train; measured."""
@@ -132,7 +132,7 @@ def forecast_node(plan: Plan, population: Population, num_neighbours: int, *, sp
         training_bytes=training_bytes,
         mixing_bytes=mixing_bytes,
         ending_bytes=ending_bytes,
-        library_bytes=_VECTORISING_BYTES if trains and population.vectorises else _COMPILED_BYTES if population.is_compiled else 0,
+        library_bytes=_OPTIMIZERS_BYTES if trains and population.loads_optimizers else _COMPILED_BYTES if population.is_compiled else 0,
         spilled_bytes=spilled_bytes,
     )
 

@@ -134,7 +134,7 @@ class Protocol:
             self._hear_news(neighbour, message, now_s)
         self._take_in(neighbour, heard, now_s)
         if heard.dropped in ("out_of_order", "stray_chunk") and isinstance(message, Chunk):
-            self.transfers.ask_for_lost(neighbour, message.exchange, full=False)
+            self.transfers.ask_for_lost(neighbour, message.exchange, now_s, full=False)
         if heard.received is not None:
             self.deadlines.note_update(now_s)
             self._hear_update(neighbour, heard.received, now_s)
@@ -210,7 +210,7 @@ class Protocol:
             case ResendRequest() as message:
                 self.transfers.answer(neighbour, message, now_s)
             case Sent() as message:
-                self.transfers.hear_sent(neighbour, message)
+                self.transfers.hear_sent(neighbour, message, now_s)
             case Goodbye() as message:
                 self._hear_goodbye(neighbour, message)
             case Busy() as message if self.edges.closing is None:

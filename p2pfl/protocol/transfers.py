@@ -25,6 +25,9 @@ from p2pfl.wire.update import EncodedUpdate, FullUpdate, ReceivedUpdate, UpdateF
 RESEND_AFTER_S = 0.25
 """A neighbour that asks more often than this gets one answer."""
 
+LOST_AGAIN_S = 10.0
+"""A lost part is asked for again after so long where what lies behind it still comes: the request was lost with a connection."""
+
 _NEVER_S = float("-inf")
 _ALL = "*"
 """In place of a receiver's name in a checkpoint: all got the same."""
@@ -58,6 +61,8 @@ class _Receiver:
     """Begun at least once: again is a repetition."""
     asked_from: tuple[int, bool, int] | None = None
     """The kind and the byte from which it was last asked for what is known to be lost."""
+    asked_s: float = _NEVER_S
+    """When that was."""
     last_resent_s: float = _NEVER_S
     full_resent_s: dict[int, float] = field(default_factory=dict)
     """When a full update was last sent, by exchange."""
@@ -195,20 +200,20 @@ class Transfers:
         self.receivers[neighbour.name].lacks = exchange
         self.ask(neighbour, exchange)
 
-    def hear_sent(self, neighbour: Neighbour, message: Sent) -> None:
+    def hear_sent(self, neighbour: Neighbour, message: Sent, now_s: float) -> None:
         """Ask for what is missing of an update that has gone out before a message."""
         if not neighbour.session.has(message.exchange, full=message.whole):
             self.receivers[neighbour.name].asked_from = None  # a repeated answer shows that the last request was lost
-            self.ask_for_lost(neighbour, message.exchange, full=message.whole)
+            self.ask_for_lost(neighbour, message.exchange, now_s, full=message.whole)
 
-    def ask_for_lost(self, neighbour: Neighbour, exchange: int, *, full: bool) -> None:
-        """Ask for an update of which a part is known to be lost, once for each place where it broke off."""
+    def ask_for_lost(self, neighbour: Neighbour, exchange: int, now_s: float, *, full: bool) -> None:
+        """Ask for an update of which a part is known to be lost: seldom for the same place, as the request may be lost, too."""
         receiver, first = self.receivers[neighbour.name], self._pace.expected_from(neighbour.name)
         if self._edges.closing is not None or not first <= exchange <= first + self._edges.ahead:
             return
         request = neighbour.session.resend_request(exchange, full=full, lost=True)
-        if receiver.asked_from != (exchange, full, request.offset):
-            receiver.asked_from = (exchange, full, request.offset)
+        if receiver.asked_from != (exchange, full, request.offset) or now_s - receiver.asked_s >= LOST_AGAIN_S:
+            receiver.asked_from, receiver.asked_s = (exchange, full, request.offset), now_s
             neighbour.queue(request)
 
     def ask_again(self, now_s: float) -> None:

@@ -119,9 +119,9 @@ class LocalSteps:
         return lambda x_CP, positions_CKB, lr, *others: batched.sgd_steps(x_CP, positions_CKB, batch, lr, decay, *others)
 
     @property
-    def vectorises(self) -> bool:
-        """Whether torch vectorises the gradients, because they are not written out here."""
-        return self.gradients.batched is None and self.gradients.row_by_row is None
+    def loads_optimizers(self) -> bool:
+        """Whether steps are more than plain SGD that is written out here: torch then loads its optimisers, and what they stand on."""
+        return self.plain_steps is None
 
     @property
     def borrows_model(self) -> bool:
@@ -239,7 +239,7 @@ class LocalSteps:
         return max(together, _GROUPED) if self.compiled is not None else together
 
     def step_bytes(self, x_NP: Tensor) -> int:
-        """Bytes of gradients that one local step needs for all rows, where steps are more than plain SGD."""
+        """Bytes of gradients, and of what the optimiser makes of them, that one local step needs for all rows beside plain SGD's."""
         gradients = 1 if self.gradients.batched is not None else 2  # of each tensor, and side by side
         corrected = (
             "gradient" in self._recipe.algorithm.local_changes or bool(self._recipe.optimizer.weight_decay) or self._scale_N is not None
@@ -248,7 +248,7 @@ class LocalSteps:
         if gradients == 2 and returns_parts(x_NP):  # noqa: PLR2004  # what has been put into the whole one is given back
             largest = max(spec.size for spec in self._layout.tensors) * x_NP.element_size()
             steps -= max(0, x_NP.nbytes - RETURN_AT_ONCE_BYTES - largest)
-        return steps
+        return max(steps, (1 + int(corrected) + self._recipe.optimizer.step_vectors) * x_NP.nbytes)
 
 
 def split_evenly(start: int, stop: int, most: int) -> list[int]:

@@ -63,6 +63,11 @@ class OptimizerSpec:
             "adagrad": ("sum",),
         }[self.name]
 
+    @property
+    def step_vectors(self) -> int:
+        """Number of vectors as large as x that torch makes beside the state during one step, one tensor at a time."""
+        return {"adam": 2, "adamw": 2, "rmsprop": 1, "adagrad": 1}.get(self.name, 0)
+
     def init(self, x_NP: Tensor) -> OptimizerState:
         """The state before the first step: zeros, which is what torch.optim starts from."""
         return {name: torch.zeros_like(x_NP) for name in self.state_names()}

@@ -209,9 +209,9 @@ class Population:
         return trained
 
     @property
-    def vectorises(self) -> bool:
-        """Whether torch vectorises the gradients, because they are not written out here."""
-        return self._steps is not None and self._steps.vectorises
+    def loads_optimizers(self) -> bool:
+        """Whether torch loads its optimisers, and what they stand on, to train the rows."""
+        return self._steps is not None and self._steps.loads_optimizers
 
     @property
     def training_bytes(self) -> int:
@@ -222,7 +222,7 @@ class Population:
         if self._steps.plain_steps is not None:
             return x_NP.nbytes // len(self.sites)
         has_changes = "state" in self.recipe.algorithm.local_changes
-        changed = sum(tensor.nbytes for name, tensor in self.state.items() if name != "x") if has_changes else 0
+        changed = sum(tensor.nbytes for tensor in self.state.values()) if has_changes else 0  # one is there twice while it is made
         steps = self._steps.step_bytes(x_NP)
         moved = x_NP.nbytes + sum(tensor.nbytes for tensor in self.optimizer_state.values())
         return (moved + max(steps, changed)) // len(self.sites)

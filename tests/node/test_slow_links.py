@@ -12,6 +12,8 @@ from networks import Network, finish, plan_of, until
 from p2pfl.node.clock import Timeouts
 from p2pfl.testing.tcp_proxy import TcpProxy
 from p2pfl.transports import Endpoint
+from p2pfl.wire.codec import decode
+from p2pfl.wire.messages import Chunk, Sent
 
 MB = 1_000_000
 MBIT_20 = 2.5 * MB
@@ -78,6 +80,48 @@ def test_each_byte_of_a_model_goes_once_over_a_slow_link(cut_s, most, tmp_path):
 @pytest.mark.slow
 def test_two_hundredths_of_100_mb_at_most_go_twice_over_20_mbit_s_that_are_cut(tmp_path):
     assert max(passed(50 * MB, MBIT_20, 6.0, tmp_path, nodes=2, rounds=2)) <= 1.02
+
+
+@pytest.mark.slow
+def test_a_short_message_overtakes_an_update_on_a_slow_link_without_a_cap(tmp_path):
+    plan = plan_of(
+        task={"name": "averaging", "dimension": 4 * MB},
+        nodes=2,
+        topology={"name": "ring"},
+        rounds=0,
+        stop={"relative_consensus": 1e-300, "settle": 1},
+    )
+    sender, receiver = plan.names
+    came: list[type] = []
+
+    async def main() -> None:
+        async with AsyncExitStack() as stack:
+            cable = await stack.enter_async_context(TcpProxy(bytes_per_s=8 * MB))
+            links = SlowLinks({frozenset(plan.names): cable})
+            stack.callback(links.close)
+            network = await stack.enter_async_context(Network(plan, tmp_path, links=links))
+            network.start()
+            line = network.nodes[receiver].line
+            receive = line.receive
+
+            async def noted():
+                received = await receive()
+                came.append(type(decode(received.frames)[0]))
+                return received
+
+            line.receive = noted
+            await until(lambda: came.count(Chunk) >= 3)
+            node = network.nodes[sender].daemon
+            neighbour = node.protocol.neighbours[receiver]
+            neighbour.queue(Sent(exchange=7, whole=False))  # of an exchange that is far from here: nobody answers
+            came.clear()
+            node.node.sending.wake()
+            await until(lambda: Sent in came)
+
+    finish(main())
+
+    print(f"{came.count(Chunk)} of 27 chunks came between a short message's sending and its arrival")  # noqa: T201
+    assert came.count(Chunk) < 20  # those that were with libzmq and the kernel already
 
 
 @SOAK

@@ -130,6 +130,20 @@ def test_a_gap_is_asked_for_at_once_and_once():
     assert list(b.protocol.came()) == ["a"]
 
 
+def test_a_gap_is_asked_for_again_where_the_request_was_lost():
+    _, b, frames = large_pair()
+    b.now_s = 0.0
+    deliver(b, "a", [frames[0], frames[2]])
+    (lost,) = b.said_to("a")  # and is lost with a connection
+    b.now_s = 9.0
+    deliver(b, "a", [frames[2]])
+    assert b.said_to("a") == []
+    b.now_s = 10.0
+    deliver(b, "a", [frames[2]])
+
+    assert b.said_to("a") == [lost]
+
+
 def test_a_part_of_another_payload_is_not_continued():
     a, _, frames = large_pair()
     a.now_s = 40.0
