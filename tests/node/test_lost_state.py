@@ -326,7 +326,7 @@ def test_lost_state_is_noticed_at_every_pace(pace, how, tmp_path):
     plan = plan_of(task={"name": "synthetic-logistic"}, nodes=6, topology={"name": "ring"}, rounds=60, stop=None, **rule)
 
     async def main():
-        async with Network(plan, tmp_path, timeouts=replace(TIMEOUTS, round_at_least_s=0.05)) as network:
+        async with Network(plan, tmp_path, timeouts=replace(TIMEOUTS, round_at_least_s=0.1)) as network:
             await lose_state(network, how)
             assert all("remembers it after" in told for told in details(network, VICTIM, "state_lost"))
             await until(lambda: any("state_lost" in network.events(name) for name in network.neighbours(VICTIM)))
@@ -403,7 +403,7 @@ def test_a_pause_loses_no_round_however_rarely_a_checkpoint_was_asked_for(tmp_pa
 def test_an_administrator_is_told_at_both_ends_and_decides(how, tmp_path):
     plan = slow_ring(tmp_path, weight=0.03, tolerance=1e-3)
     neighbours = plan.neighbours(VICTIM)
-    with Institutions(plan, tmp_path / "sites", deadline_floor_s=2.0, deadline_factor=3.0) as network:
+    with Institutions(plan, tmp_path / "sites", deadline_floor_s=2.0, deadline_factor=3.0, round_at_least_s=0.03) as network:
         state, backup = network.state(VICTIM), tmp_path / "backup"
         network.start()
         wait_until(lambda: network.round(VICTIM) >= 3)

@@ -24,8 +24,9 @@ NODES = 5
 DEADLINE_S = 120.0
 DRIFT = 1e-6
 """What the mean may move by, of the disagreement at the start."""
-HASTY = {"deadline_floor_s": 2.0, "deadline_factor": 3.0}
-"""Who is late is skipped soon, but not before a node has asked once more for what it misses, which it does after half a second."""
+HASTY = {"deadline_floor_s": 2.0, "deadline_factor": 3.0, "round_at_least_s": 0.03}
+"""Who is late is skipped soon, but not before a node has asked once more for what it misses, which it does after half a second. Rounds take
+a moment, or the network would agree before the last fault."""
 
 
 def slow_ring(place, *, weight, tolerance, patience=3):
