@@ -94,7 +94,7 @@ def forecast_node(plan: Plan, population: Population, num_neighbours: int, *, sp
     state, optimizer_bytes = population.state, _bytes_of(population.optimizer_state.values())
     held_bytes = made_bytes + _bytes_of(state.values()) + optimizer_bytes + _bytes_of(population.buffers.values())
 
-    posted_bytes = received_bytes = flow_bytes = value_bytes = fresh_bytes = 0  # of the phase that has most
+    posted_bytes = received_bytes = flow_bytes = value_bytes = fresh_bytes = packed_bytes = 0  # of the phase that has most
     in_state = _places(state.values())
     for phase in range(algorithm.phases):
         sent = population.outgoing(0, phase, local_steps=steps)
@@ -109,7 +109,8 @@ def forecast_node(plan: Plan, population: Population, num_neighbours: int, *, sp
         flow_bytes = max(flow_bytes, sum(values[name].nbytes for name in values if algorithm.channels[name].missing == "own"))
         value_bytes += sum(values[name].nbytes for name in values if name in encoded)
         fresh = [tensor for tensor in sent.values() if tensor.untyped_storage().data_ptr() not in in_state]
-        fresh_bytes = max(fresh_bytes, _bytes_of(fresh) + (update_bytes if len(travels) > 1 else 0))
+        packed = update_bytes if len(travels) > 1 else 0  # several channels are copied side by side
+        packed_bytes, fresh_bytes = max(packed_bytes, packed), max(fresh_bytes, _bytes_of(fresh) + packed)
     held_bytes += num_neighbours * value_bytes
 
     measured_bytes = num_neighbours * model_bytes if measures_neighbours(plan, population) else 0
@@ -124,7 +125,8 @@ def forecast_node(plan: Plan, population: Population, num_neighbours: int, *, sp
     # its neighbours' values in place of what encodes them, what a rule makes new, and flows beside messages that must not be written over
     decoded_bytes = num_neighbours * value_bytes
     beside_bytes = 0 if algorithm.reads_once else num_neighbours * flow_bytes
-    mixing_bytes = fresh_bytes + num_neighbours * received_bytes + decoded_bytes + _bytes_of(state.values()) + beside_bytes
+    # packed_bytes: of the exchange before, until its flows are settled
+    mixing_bytes = packed_bytes + fresh_bytes + num_neighbours * received_bytes + decoded_bytes + _bytes_of(state.values()) + beside_bytes
     ending_bytes = mixing_bytes + (0 if spilled_bytes else measured_bytes)
     return NodeMemory(
         model_bytes=model_bytes,
