@@ -15,9 +15,9 @@ from p2pfl.runs.events import EventKind
 STALL_S = 5.0
 """An update that is coming in is not asked for as long as no pause between two chunks is longer."""
 
-PATIENCE_FACTOR = 2.5
+PATIENCE_FACTOR = 2.0
 """An update of which a part is here is waited for, past the deadline, until for so many times the deadline's floor no more has come.
-It is for links that carry a chunk of 1 MiB in a minute, and for one that was cut for a minute in the middle of an update."""
+It is for links that carry a chunk of 1 MiB in a minute, and for one that was cut in the middle of an update."""
 
 LEAST_BYTES_PER_S = 2**16
 """An update that takes longer than at so many bytes a second is not waited for to its end."""
@@ -335,10 +335,9 @@ class Deadlines:
         """How long recent exchanges took; None where that is not known."""
         return median(self._recent_s) if self._recent_s else None
 
-    @property
-    def may_rest_s(self) -> float:
-        """How long an update of which a part is here may rest."""
-        return max(STALL_S, PATIENCE_FACTOR * self._durations.floor_s)
+    def may_rest_s(self, neighbour: Neighbour) -> float:
+        """How long a neighbour's update of which a part is here may rest: at least as long as it has come in, which a cut would cost."""
+        return max(STALL_S, PATIENCE_FACTOR * self._durations.floor_s, neighbour.flowed_s)
 
     def look_again_s(self, now_s: float, soon_s: float, awaited: Iterable[str]) -> float:
         """When this exchange may be over if nothing comes: the next deadline of anybody, or soon where none is left."""
@@ -371,7 +370,7 @@ class Deadlines:
         Its time for that begins with the deadline, or when the last update of another neighbour was complete: they share a link.
         """
         fraction = self.patience[neighbour.name].fraction
-        if not neighbour.is_flowing(self._edges.exchange, now_s, self.may_rest_s * fraction):
+        if not neighbour.is_flowing(self._edges.exchange, now_s, self.may_rest_s(neighbour) * fraction):
             return False
         began_s = max(self._deadline_of(neighbour.name), self._last_came_s)
         return now_s <= began_s + fraction * neighbour.session.announced_bytes / LEAST_BYTES_PER_S

@@ -88,6 +88,8 @@ class Neighbour:
     progress: tuple[int, int] | None = None
     progress_s: float = float("-inf")
     """When the update that is coming in last grew."""
+    progress_since_s: float = float("-inf")
+    """When it began to come in."""
 
     # ---- the outbox
 
@@ -139,6 +141,8 @@ class Neighbour:
         self.last_seen_s, progress = now_s, self.session.progress
         # an update that is begun again is no progress before it is longer than it has been
         if progress is not None and (self.progress is None or progress > self.progress):
+            if self.progress is None or progress[0] != self.progress[0]:
+                self.progress_since_s = now_s
             self.progress, self.progress_s = progress, now_s
 
     def was_seen(self, now_s: float, within_s: float) -> bool:
@@ -149,6 +153,11 @@ class Neighbour:
         """Whether its update of an exchange is coming in just now."""
         progress = self.session.progress
         return progress is not None and progress[0] == exchange and now_s - self.progress_s <= stall_s
+
+    @property
+    def flowed_s(self) -> float:
+        """How long the update that is coming in, or came in last, has been growing."""
+        return 0.0 if self.progress is None else self.progress_s - self.progress_since_s
 
     def note_exchange(self, exchange: int) -> None:
         """Take up the exchange that it has spoken of."""

@@ -310,7 +310,7 @@ class Protocol:
         for name in self.edges.neighbourhood.weights:
             neighbour = self.neighbours[name]
             neighbour.begin_waiting(now_s)
-            is_here = name in early or neighbour.is_flowing(exchange, now_s, self.deadlines.may_rest_s)
+            is_here = name in early or neighbour.is_flowing(exchange, now_s, self.deadlines.may_rest_s(neighbour))
             if name in early and not self.values.continues(neighbour, exchange, early[name].update.state_digests):
                 self.pace.drop(name)
             if neighbour.session.is_open and neighbour.heard_exchange >= exchange and not is_here:

@@ -149,19 +149,35 @@ def test_a_neighbour_that_returns_is_waited_for():
     assert not a.protocol.neighbours["b"].missed
 
 
-def test_an_update_that_is_coming_in_is_waited_for_past_the_deadline():
-    large = UpdateFormat(channels=(("x", "float64", (300_000,)),))
+def receiving(chunks: int, pause_s: float) -> Node:
+    """A node past its deadline, to which the first chunks of an update have come, one after each pause; it is the moment of the last."""
+    large = UpdateFormat(channels=(("x", "float64", (600_000,)),))
     a = Node("a", "b")
     neighbour = a.protocol.neighbours["b"]
     neighbour.session = LinkSession(peer="b", member="a", terms=TERMS, incarnation=1, formats=(large,))
     a.hear("b", hello(exchange=0))
     a.post()
-    a.now_s = deadline_s = a.protocol.deadlines.deadline_s
-    first, *_ = large.pack(0, {"x": np.zeros(300_000)}).messages(Report(closed_through=-1, merged=(), confirmed=-1, settled=-1), NO_STOP)
-    a.protocol.hear("b", tuple(map(memoryview, first)), a.now_s)
+    a.now_s = a.protocol.deadlines.deadline_s - (chunks - 1) * pause_s
+    report = Report(closed_through=-1, merged=(), confirmed=-1, settled=-1)
+    for number, chunk in zip(range(chunks), large.pack(0, {"x": np.zeros(600_000)}).messages(report, NO_STOP), strict=False):
+        a.now_s += pause_s if number else 0.0
+        a.protocol.hear("b", tuple(map(memoryview, chunk)), a.now_s)
+    return a
 
-    assert not a.protocol.pace.is_over(deadline_s + 2.5 * FLOOR_S)
-    assert a.protocol.pace.is_over(deadline_s + 2.5 * FLOOR_S + 0.1)
+
+def test_an_update_that_is_coming_in_is_waited_for_past_the_deadline():
+    a = receiving(1, 0.0)
+
+    assert not a.protocol.pace.is_over(a.now_s + 2 * FLOOR_S)
+    assert a.protocol.pace.is_over(a.now_s + 2 * FLOOR_S + 0.1)
+
+
+def test_an_update_may_rest_as_long_as_it_has_come_in():
+    """Half a large model is worth more than the time of a cut."""
+    a = receiving(2, 2.5 * FLOOR_S)
+
+    assert not a.protocol.pace.is_over(a.now_s + 2.5 * FLOOR_S)
+    assert a.protocol.pace.is_over(a.now_s + 2.5 * FLOOR_S + 0.1)
 
 
 def test_the_first_exchange_waits_for_a_neighbour_that_is_alive_and_still_waits_itself():
