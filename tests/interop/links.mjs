@@ -1,117 +1,164 @@
-// Links to neighbours over ZeroMQ, section 2 of docs/protocol.md.
-//
-// A DEALER for each neighbour that this node dials, and a ROUTER for one that dials it. This library does not show the user id of a frame,
-// so that a ROUTER that let two keys in could not tell their frames apart: this node listens for one neighbour at most.
+// Links over ZeroMQ with CURVE (section 2): one DEALER for each neighbour that is dialled, one ROUTER for the one that dials.
+// The zeromq package shows no `User-Id`, so a listener is for one neighbour only ("What a library may lack").
+import { Dealer, Reply, Router } from "zeromq";
+import { z85 } from "./sealed.mjs";
 
-import * as zmq from 'zeromq'
-import { z85 } from './wire.mjs'
+const COMMON = {
+    linger: 500, receiveHighWaterMark: 8, sendHighWaterMark: 4, sendTimeout: 0, maxMessageSize: 1048576 + 65536 + 33,
+    tcpKeepalive: 1, tcpKeepaliveIdle: 5, tcpKeepaliveInterval: 5, tcpKeepaliveCount: 4, tcpMaxRetransmitTimeout: 25000,
+};
+const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
-const MAX_FRAME_BYTES = 1048576 + 65536 + 33
-const BEAT_MS = 2000
-
-export class Links {
-  // neighbours: [{name, address, curve, dials}], dials: whether this node dials it
-  constructor({ keys, listen, neighbours, hear, changed }) {
-    Object.assign(this, { keys, listen, neighbours, hear, changed, links: new Map(), sockets: [], closed: false })
-    if (neighbours.filter((each) => !each.dials).length > 1) throw new Error('more than one neighbour dials this node: see the head of links.mjs')
-  }
-
-  async open() {
-    const common = {
-      curvePublicKey: this.keys.curvePublic, curveSecretKey: this.keys.curveSecret, maxMessageSize: MAX_FRAME_BYTES, linger: 2000,
-      sendHighWaterMark: 4, receiveHighWaterMark: 8, tcpKeepalive: 1, tcpKeepaliveIdle: 5,
+/** Messages that wait for a link, sent one after the other. `events`: connected, disconnected, message, sent. */
+class Link {
+    constructor(name, events) {
+        Object.assign(this, { name, events, isConnected: false, queue: [], isPumping: false, isClosed: false });
     }
-    for (const neighbour of this.neighbours) {
-      const link = { up: false, route: null, queue: [], sending: false, socket: null }
-      this.links.set(neighbour.name, link)
-      if (neighbour.dials) {
-        link.socket = new zmq.Dealer({ ...common, curveServerKey: neighbour.curve, immediate: true, probeRouter: true, reconnectInterval: 100, reconnectMaxInterval: 2000 })
-        link.socket.events.on('handshake', () => this.note(neighbour.name, true))
-        link.socket.events.on('disconnect', () => this.note(neighbour.name, false))
-        link.socket.connect([neighbour.address].flat()[0])
-        this.read(neighbour.name, link.socket, 0)
-      } else {
-        await this.answerForKeys(neighbour.curve)
-        link.socket = new zmq.Router({ ...common, curveServer: true, zapDomain: 'p2pfl', mandatory: true, handover: false })
-        link.socket.events.on('disconnect', () => this.note(neighbour.name, false))
-        await link.socket.bind(this.listen)
-        this.read(neighbour.name, link.socket, 1)
-      }
-      this.sockets.push(link.socket)
-    }
-    this.beat = setInterval(() => this.links.forEach((link, name) => link.up && this.send(name, [Buffer.alloc(0)])), BEAT_MS)
-  }
 
-  // ZAP, RFC 27: who connects must be the neighbour that dials this node.
-  async answerForKeys(curve) {
-    const zap = new zmq.Reply()
-    await zap.bind('inproc://zeromq.zap.01')
-    this.sockets.push(zap)
-    const answer = async () => {
-      for await (const [version, id, , , , mechanism, key] of zap) {
-        const known = String(mechanism) === 'CURVE' && key && z85(key) === curve
-        await zap.send([version, id, known ? '200' : '400', '', known ? curve : '', ''])
-      }
+    up() {
+        if (this.isConnected) return;
+        this.isConnected = true;
+        this.events.connected(this.name);
     }
-    answer().catch((error) => this.failed(error))
-  }
 
-  read(name, socket, routing) {
-    const run = async () => {
-      for await (const frames of socket) {
-        const link = this.links.get(name)
-        if (routing) {
-          if (frames[0].length !== 5 || frames[0][0] !== 0) continue // an id that the dialler chose
-          link.route = frames[0] // the newest connection that has spoken
+    down() {
+        this.queue = [];
+        if (!this.isConnected) return;
+        this.isConnected = false;
+        this.events.disconnected(this.name);
+    }
+
+    /** make() gives the frames at the moment of sending, or null; tag is told back when they have gone out. */
+    send(make, tag = null) {
+        if (!this.isConnected || this.isClosed) return;
+        this.queue.push({ make, tag });
+        this.pump();
+    }
+
+    async pump() {
+        if (this.isPumping) return;
+        this.isPumping = true;
+        while (this.queue.length && this.isConnected && !this.isClosed) {
+            const item = this.queue[0];
+            try {
+                const frames = item.make();
+                if (frames !== null) await this.socket.send([...this.prefix(), ...frames]);
+                if (this.queue[0] === item) this.queue.shift();
+                if (frames !== null && item.tag !== null) this.events.sent(this.name, item.tag);
+            } catch (error) {
+                if (error.code === "EAGAIN") await pause(5);
+                else if (error.code === "EHOSTUNREACH") this.down();
+                else if (this.isClosed) break;
+                else throw error;
+            }
         }
-        this.note(name, true)
-        const message = frames.slice(routing)
-        if (message.length > 1 || message[0].length) this.hear(name, message)
-      }
+        this.isPumping = false;
     }
-    run().catch((error) => this.failed(error))
-  }
 
-  failed(error) {
-    if (this.closed) return
-    console.error(error)
-    process.exit(1)
-  }
-
-  note(name, up) {
-    const link = this.links.get(name)
-    if (link.up === up) return
-    link.up = up
-    if (!up) link.queue.length = 0
-    this.changed(name, up)
-  }
-
-  // What cannot be sent is lost: whoever misses it asks for it.
-  send(name, frames) {
-    const link = this.links.get(name)
-    if (!link.up || this.closed) return
-    link.queue.push(frames)
-    if (!link.sending) this.drain(link)
-  }
-
-  async drain(link) {
-    link.sending = true
-    while (link.queue.length && link.up) {
-      const frames = link.queue.shift()
-      try {
-        await link.socket.send(link.route === null ? frames : [link.route, ...frames])
-      } catch (error) {
-        if (this.closed) return
-      }
+    beat() {
+        if (this.isConnected && !this.queue.length) this.send(() => [Buffer.alloc(0)]);
     }
-    link.sending = false
-  }
 
-  async close() {
-    for (let i = 0; i < 200 && [...this.links.values()].some((link) => link.sending && link.up); i++) await new Promise((done) => setTimeout(done, 10))
-    this.closed = true
-    clearInterval(this.beat)
-    this.sockets.forEach((socket) => socket.close())
-  }
+    async drain(ms) {
+        for (let i = 0; i < ms / 5 && this.queue.length && this.isConnected; i++) await pause(5);
+    }
 }
 
+export class Dialled extends Link {
+    constructor(name, address, theirKey, keys, events) {
+        super(name, events);
+        this.socket = new Dealer({
+            ...COMMON, curvePublicKey: keys.curvePublic, curveSecretKey: keys.curveSecret, curveServerKey: theirKey, immediate: true, probeRouter: true,
+            reconnectInterval: 100, reconnectMaxInterval: 2000, connectTimeout: 10000,
+        });
+        this.socket.events.on("handshake", () => this.up());
+        this.socket.events.on("disconnect", () => this.down());
+        this.socket.connect(address);
+        this.read();
+    }
+
+    prefix() {
+        return [];
+    }
+
+    async read() {
+        try {
+            for await (const frames of this.socket) {
+                if (frames.length === 1 && frames[0].length === 0) this.events.alive?.(this.name);
+                else this.events.message(this.name, frames);
+            }
+        } catch (error) {
+            if (!this.isClosed) throw error;
+        }
+    }
+
+    close() {
+        this.isClosed = true;
+        this.socket.close();
+    }
+}
+
+export class Listening extends Link {
+    /** theirKey: the only key that may connect (Z85). */
+    static async open(name, address, theirKey, keys, events) {
+        const link = new Listening(name, events);
+        link.id = null;
+        link.seen = new Set();
+        link.zap = new Reply({ linger: 0 });
+        await link.zap.bind("inproc://zeromq.zap.01");
+        link.answer(theirKey);
+        link.socket = new Router({ ...COMMON, mandatory: true, curveServer: true, curveSecretKey: keys.curveSecret, zapDomain: "p2pfl" });
+        link.socket.events.on("disconnect", () => link.probe());
+        await link.socket.bind(address);
+        link.read();
+        return link;
+    }
+
+    async answer(theirKey) {
+        try {
+            for await (const [version, request, , , , mechanism, credential] of this.zap) {
+                const isHers = mechanism.toString() === "CURVE" && credential?.length === 32 && z85(credential) === theirKey;
+                await this.zap.send([version, request, isHers ? "200" : "400", "", isHers ? theirKey : "", ""]);
+            }
+        } catch (error) {
+            if (!this.isClosed) throw error;
+        }
+    }
+
+    prefix() {
+        return [this.id];
+    }
+
+    /** A connection has ended: whether it was this one shows when something is sent. */
+    async probe() {
+        for (const ms of [0, 100, 500]) {
+            await pause(ms);
+            this.beat();
+        }
+    }
+
+    async read() {
+        try {
+            for await (const [id, ...frames] of this.socket) {
+                if (id.length !== 5 || id[0] !== 0) continue;
+                if (!this.seen.has(id.toString("hex"))) {
+                    // a new connection; an older one that speaks again is read, and not answered
+                    this.seen.add(id.toString("hex"));
+                    this.down();
+                    this.id = Buffer.from(id);
+                }
+                this.up();
+                if (frames.length === 1 && frames[0].length === 0) this.events.alive?.(this.name);
+                else this.events.message(this.name, frames);
+            }
+        } catch (error) {
+            if (!this.isClosed) throw error;
+        }
+    }
+
+    close() {
+        this.isClosed = true;
+        this.socket.close();
+        this.zap.close();
+    }
+}
