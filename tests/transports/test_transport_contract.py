@@ -345,12 +345,12 @@ def test_a_disconnected_neighbour_stays_away_for_so_long_and_comes_back_by_itsel
             await send_when_up(theirs, excludes, [b"before"])
             await send_when_up(c, excludes, [b"here"])
             await receive(ours, 2)
-            began_s = time.monotonic()
+            began_s, before = time.monotonic(), theirs.link_counters[excludes]["disconnected"]
             ours.disconnect(excluded, AWAY_S, "too much")
 
             assert not ours.link(excluded).is_up
             assert ours.link(excluded).detail == "this node has ended the connection for 1 s: too much"
-            await until(lambda: theirs.link_counters[excludes]["disconnected"])
+            await until(lambda: theirs.link_counters[excludes]["disconnected"] > before)
             said = ""
             try:
                 await ours.send(excluded, [b"anybody?"], 1.0)
