@@ -14,6 +14,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from vector_belief import belief
 from vector_messages import greeting, messages, pad, refused
 from vector_scenario import scenario
 from vector_sequences import averaging, ledger, stop
@@ -188,7 +189,7 @@ def record() -> dict[str, Any]:
 
 
 def vectors() -> dict[str, Any]:
-    """All eleven groups, as JSON values."""
+    """All twelve groups, as JSON values."""
     found = {
         "schema": SCHEMA,
         "keys": keys(),
@@ -199,6 +200,7 @@ def vectors() -> dict[str, Any]:
         "greeting": greeting(),
         "ledger": ledger(),
         "stop": stop(),
+        "belief": belief(),
         "averaging": averaging(),
         "record": record(),
         "scenario": scenario(),

@@ -67,8 +67,10 @@ class Side:
         durations = RoundDurations(factor=5.0, floor_s=30.0, window=20)
         self.protocol = Protocol(edges, Deadlines(edges, durations), num_exchanges=EXCHANGES, start=self.agreement)
         self.x, self.started, self.sent, self.saved = torch.tensor(FIRST[me], dtype=torch.float64), False, False, saved
+        self.is_done = False
         if saved is not None:
             self.x, self.started = saved["x"].clone(), True
+            self.agreement.start(saved["company"], now_s)
             restore(self.protocol, saved["metadata"], saved["tensors"], [FORMAT], since_s=now_s, place=Path(me))
         else:
             self.agreement.begin(now_s)
@@ -78,7 +80,7 @@ class Side:
         """Write the checkpoint; its ledgers may be told from now on."""
         metadata, tensors = snapshot(self.protocol)
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-        self.saved = {"x": self.x.clone(), "metadata": metadata, "tensors": tensors}
+        self.saved = {"x": self.x.clone(), "company": self.agreement.started, "metadata": metadata, "tensors": tensors}
         self.protocol.edges.checkpointed(metadata["ledgers"])
 
     def advance(self, now_s: float) -> None:
@@ -126,17 +128,19 @@ class Side:
         self.keep()
 
     def settle(self) -> None:
-        """Make durable what was settled after the end, and say Goodbye once both ends are done."""
+        """Make durable what was settled after the end, and say Goodbye once both ends are done, to one that has not left."""
         protocol = self.protocol
         neighbour = protocol.neighbours[self.peer]
-        if protocol.edges.closing is None or neighbour.said_last:
+        if protocol.edges.closing is None or self.is_done:
             return
         before = neighbour.ledger.report()
         self.keep()
         if neighbour.ledger.report() != before:
             neighbour.queue(protocol.stopping.where_it_is(neighbour))
         if not protocol.unacknowledged():
-            neighbour.queue(Goodbye(reason="finished"))
+            self.is_done = True
+            if neighbour.session.is_open:
+                neighbour.queue(Goodbye(reason="finished"))
 
     def next_messages(self, now_s: float) -> list[list[Frame]]:
         """Take the next item out of the outbox, as messages; empty where there is none."""
@@ -167,12 +171,12 @@ def _no_event(*_: object) -> None:
 
 
 def play() -> tuple[list[dict[str, Any]], dict[str, Side]]:
-    """Let both nodes talk until they have left; b is killed when it has sent Update(2), and comes back a second later."""
+    """Let both nodes talk until both are done; b is killed when it has sent Update(2), and comes back a second later."""
     sides: dict[str, Side] = {name: Side(name, incarnation=11 * (place + 1), began_ms=BEGAN_MS + place) for place, name in enumerate(NAMES)}
     log: list[dict[str, Any]] = []
     killed: tuple[int, Side] | None = None
     step = 0
-    while step < 100 and not all(side.protocol.neighbours[side.peer].said_last for side in sides.values()):  # noqa: PLR2004  # it ends far sooner
+    while step < 100 and not all(side.is_done for side in sides.values()):  # noqa: PLR2004  # it ends far sooner
         now_s = round(step * STEP_S, 1)
         if killed is not None and step == killed[0] + 10:
             sides["b"] = Side("b", incarnation=33, began_ms=BEGAN_MS + 5000, saved=killed[1].saved, now_s=now_s)

@@ -101,6 +101,12 @@ class Edges:
             self.flows[neighbour.name, exchange] = flow
         self._roll_back(neighbour, neighbour.ledger.close(exchange, merged=flow is not None))
 
+    def give_up(self, exchange: int) -> None:
+        """Close an exchange without having merged: whoever has merged this node's update of it hears so, and takes its own side back."""
+        for neighbour in self.neighbours.values():
+            if neighbour.ledger.closed_through < exchange:
+                self.close(neighbour, exchange)
+
     def refusing(self) -> frozenset[str]:
         """Neighbours that have closed this exchange without merging this node's update: a merge here would be rolled back."""
         return frozenset(name for name in self.neighbourhood.both if self.neighbours[name].ledger.refuses(self.exchange))

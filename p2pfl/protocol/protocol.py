@@ -391,8 +391,10 @@ class Protocol:
         self.stopping.interrupt()
 
     def stop(self, reason: str, exchange: int) -> None:
-        """Merge nothing more: this node has left its last exchange behind."""
+        """Merge nothing more: this node has left its last exchange behind, or gives it up."""
         self.edges.stop(reason)
+        if self.pace.in_step and exchange in self.transfers.sent:
+            self.edges.give_up(exchange)
         self.edges.enter(exchange)
 
     def unacknowledged(self) -> list[str]:

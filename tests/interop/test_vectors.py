@@ -11,6 +11,7 @@ from typing import Any
 import make_vectors
 import numpy as np
 import pytest
+import vector_belief
 import vector_messages
 import vector_scenario
 import vector_sequences
@@ -47,8 +48,8 @@ def test_the_file_is_what_the_code_generates():
     assert differences(make_vectors.vectors(), VECTORS) == []
 
 
-def test_all_eleven_groups_are_there():
-    expected = ["keys", "study", "messages", "refused", "pad", "greeting", "ledger", "stop", "averaging", "record", "scenario"]
+def test_all_twelve_groups_are_there():
+    expected = ["keys", "study", "messages", "refused", "pad", "greeting", "ledger", "stop", "belief", "averaging", "record", "scenario"]
 
     assert expected == GROUPS
 
@@ -245,6 +246,26 @@ def test_stop_rounds_are_believed_as_the_file_has_it():
     assert [words[StopRule(**given["rule"]).admits(each["stop_round"], counters)] for each in given["each"]] == [
         each["believed"] for each in given["each"]
     ]
+
+
+@pytest.mark.parametrize("given", VECTORS["belief"], ids=lambda given: given["what"])
+def test_a_node_jumps_as_the_file_has_it(given):
+    assert vector_belief.run_belief(given) == given["jumps_to"]
+
+
+@pytest.mark.parametrize("given", VECTORS["belief"], ids=lambda given: given["what"])
+def test_a_node_believes_what_the_document_says(given):
+    """The second furthest of the members that are further than the links to them explain; beside the code."""
+    reached: dict[str, int] = {}
+    for each in given["heard"]:
+        there = each["says"] if "says" in each else (each["record_of_round"] + 1) * given["phases"]
+        reached[each["member"]] = max(reached.get(each["member"], -1), there)
+    claim = max(each["says"] for each in given["heard"] if "says" in each)
+    count = sorted(there for name, there in reached.items() if there > given["exchange"] + given["links"][name] * given["ahead"])
+    believed = min(claim, count[-2]) if len(count) > 1 else given["exchange"]
+    jumps = believed > given["exchange"] + given["ahead"]
+
+    assert given["jumps_to"] == (-(-believed // given["phases"]) * given["phases"] if jumps else None)
 
 
 @pytest.mark.parametrize("what", VECTORS["averaging"])

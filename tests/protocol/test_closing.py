@@ -64,6 +64,29 @@ def test_settled_means_that_both_sides_know_of_each_other():
     assert b.protocol.unacknowledged() == []
 
 
+def test_an_exchange_that_is_given_up_at_the_end_is_closed_so_that_who_merged_its_update_rolls_back():
+    """The network has stopped while this node waits: its own update is out, and the neighbour has merged that."""
+    a, b = pair()
+    for node in (a, b):
+        node.post()
+    for frames in a.frames_for("b"):
+        b.protocol.hear("a", tuple(map(memoryview, frames)), b.now_s)
+    b.frames_for("a")  # what b sent is lost
+    b.close()
+    for node in (a, b):
+        stopped(node)
+    for _ in range(3):
+        for node in (a, b):
+            (neighbour,) = node.protocol.neighbours.values()
+            neighbour.queue(node.protocol.stopping.where_it_is(neighbour))
+        carry(a, b)
+        for node in (a, b):
+            node.protocol.edges.checkpointed(node.protocol.edges.ledgers())
+
+    assert b.kinds()[-1] == "took_back"
+    assert [a.protocol.unacknowledged(), b.protocol.unacknowledged()] == [[], []]
+
+
 def test_a_neighbour_that_has_finished_is_not_waited_for():
     a, _ = pair()
     a.hear("b", Goodbye(reason="finished"))

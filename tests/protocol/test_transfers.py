@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from dataclasses import replace
 
 import numpy as np
 from nodes_by_hand import Node, alive, hello, pair, want
 
+from p2pfl.node.clock import LoopClock
+from p2pfl.node.sending import Sending
 from p2pfl.protocol.neighbour import OUTBOX_LIMIT, SendUpdate
-from p2pfl.wire.messages import Goodbye, Heartbeat, ResendRequest, Sent
+from p2pfl.wire.codec import decode
+from p2pfl.wire.messages import Goodbye, Heartbeat, ResendRequest, Sent, Update
 from p2pfl.wire.update import UpdateFormat
 
 
@@ -100,6 +104,30 @@ def test_what_the_asker_has_closed_by_now_is_not_sent_again():
 
     assert a.said_to("b") == []
     assert not a.protocol.transfers.is_of_use(0, a.protocol.neighbours["b"])
+
+
+def test_of_an_update_that_the_neighbour_has_closed_the_first_message_still_says_where_this_node_is():
+    """Else a node that jumped to an exchange that is over elsewhere would not be heard, and not be waited for again."""
+    a, _ = pair(update_format=LARGE)
+    a.frames_for("b")
+    a.hear("b", alive(1))
+    a.post()
+    said = []
+
+    class Link:
+        async def send(self, _peer, frames, _timeout_s):
+            said.append(decode([memoryview(frame) for frame in frames])[0])
+
+    async def send():
+        neighbour = a.protocol.neighbours["b"]
+        sending = asyncio.create_task(Sending(a.protocol, Link(), None, LoopClock()).run(neighbour))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        sending.cancel()
+
+    asyncio.run(send())
+
+    assert [(type(message), message.exchange) for message in said] == [(Update, 0)]
 
 
 def test_after_a_cut_only_what_is_missing_is_sent():
