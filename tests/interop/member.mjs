@@ -47,7 +47,7 @@ export class Member {
         }));
         const identities = study.roster.map((member) => study.identities[member]);
         const common = { me: this.me, roster: study.roster, identities, key: keys.signing, study: study.digest, began: this.began };
-        this.agreement = new StartAgreement({ ...common, graph: study.graph, rule: study.startRule, started: saved?.started ?? null, now: io.now() });
+        this.agreement = new StartAgreement({ ...common, began: io.wall(), graph: study.graph, rule: study.startRule, started: saved?.started ?? null, now: io.now() });
         this.view = new View({ ...common, lastRound: study.lastExchange, peers: this.peers });
         this.pace = saved?.pace ?? null;
         this.together = saved?.together ?? {};

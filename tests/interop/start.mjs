@@ -66,6 +66,10 @@ export class StartAgreement {
                 const fields = readReady(sealed, this.roster.length);
                 const text = receipt(sealed).toString("hex");
                 const held = this.records.get(fields.member);
+                if (held && held.receipt !== text && !newer(fields, held.fields)) {
+                    this.spreads ||= fields.member === this.me; // the newer one is said, and this one gets no receipt
+                    continue;
+                }
                 if (held?.receipt !== text) {
                     const places = (set) => (set ? `[${bytesToPlaces(set)}]` : "nil");
                     log(`from ${name}: ready record of ${fields.member}, began ${fields.began}, number ${fields.number}, links ${places(fields.links)}, started ${places(fields.started)}`);
