@@ -128,10 +128,11 @@ class Watch:
 def node(site: Path) -> None:
     """Run one node and print what it took."""
     from p2pfl.experiment import plan as plans
-    from p2pfl.node import checkpoint, conclusion, daemon
+    from p2pfl.node import conclusion, daemon
     from p2pfl.node.memory import NodeMemory
     from p2pfl.node.mixing import Mixing
     from p2pfl.node.start import start
+    from p2pfl.runs import checkpoint
     from p2pfl.training import Population
 
     watch = Watch()
