@@ -75,7 +75,7 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line)
 
 
-class JsonLines(io.TextIOBase):
+class JsonLines(VisibleText):
     """A stream that makes a JSON line of a log of every text that is printed on it.
 
     A text is over where a write ends with the end of a line, and when the stream is flushed.
@@ -86,8 +86,7 @@ class JsonLines(io.TextIOBase):
     """
 
     def __init__(self, stream: TextIO, level: int) -> None:
-        super().__init__()
-        self.inner = stream
+        super().__init__(stream)
         self._level, self._begun, self._formatter = level, "", JsonFormatter()
 
     def write(self, text: str) -> int:
@@ -111,24 +110,6 @@ class JsonLines(io.TextIOBase):
     def isatty(self) -> bool:
         """Nobody styles what a machine reads."""
         return False
-
-    def fileno(self) -> int:
-        """The descriptor of the inner stream."""
-        return self.inner.fileno()
-
-    def writable(self) -> bool:
-        """It is there to be written to."""
-        return True
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        """Encoding of the inner stream."""
-        return self.inner.encoding
-
-    @property
-    def errors(self) -> str | None:  # type: ignore[override]
-        """How the inner stream treats what it cannot encode."""
-        return self.inner.errors
 
 
 def asks_for_json(arguments: Sequence[str]) -> bool:
