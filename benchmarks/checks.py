@@ -37,10 +37,10 @@ from p2pfl.node.round_log import RoundLog
 from p2pfl.protocol.agreed_start import Signing
 from p2pfl.protocol.allowance import NeighbourAllowance
 from p2pfl.protocol.claims import Claims
+from p2pfl.protocol.edges import Edges
 from p2pfl.protocol.equivocation import Witness
 from p2pfl.protocol.event_throttle import EventThrottle
 from p2pfl.protocol.network_view import ViewPolicy
-from p2pfl.protocol.protocol import Protocol
 from p2pfl.protocol.view import NetworkView
 from p2pfl.runs.rows import NodeRow
 from p2pfl.transports import Endpoint, ReservedPort, ZeroMQTransport, door, reserve_port
@@ -63,7 +63,7 @@ CHECKS: Mapping[str, list[tuple[type, str, Instead]]] = {
     "allowance": [
         (NeighbourAllowance, "admits", lambda *_: True),
         (NeighbourAllowance, "earn", lambda *_: None),
-        (Protocol, "exclusion", lambda *_: None),
+        (Edges, "exclusion", lambda *_: None),
         (LinkReports, "count_unreadable", lambda *_: None),
     ],
     "digests in records": [
