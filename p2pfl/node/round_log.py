@@ -124,7 +124,7 @@ class RoundLog:
             return
         self._sent.append(next(iter(updates.values())).digest)
         if len(self._sent) == self._protocol.edges.phases:
-            self._view.note_sent(number, self._sent)
+            self._view.note_sent(number, tuple(self._sent))
 
     def note_received(self, received: Mapping[str, ReceivedUpdate]) -> None:
         """Take up the digests of updates that neighbours have sent."""
@@ -140,7 +140,7 @@ class RoundLog:
                 continue  # it is not what all others got, or not known
             digests.append(update.digest)
             if phase == self._protocol.edges.phases - 1:
-                self._view.note_came(name, number, digests)
+                self._view.note_came(name, number, tuple(digests))
 
     def _report_conflicts(self, view: NetworkViewAdapter) -> None:
         """Keep what proves that a member says different things to different neighbours, and report it."""

@@ -114,6 +114,8 @@ class NeighbourAllowance:
         bytes_per_s = OTHER_BYTES_PER_S + min(ROUNDS_PER_S * update_bytes, UPDATE_BYTES_PER_S)
         bytes_at_once = BYTES_AT_ONCE + UPDATES_AT_ONCE * update_bytes
         messages_at_once = MESSAGES_AT_ONCE + UPDATES_AT_ONCE * self._further_chunks
+        self._earned_bytes = UPDATES_PER_EXCHANGE * update_bytes
+        self._earned_messages = UPDATES_PER_EXCHANGE * self._further_chunks
         self._messages = TokenBucket(MESSAGES_PER_S, messages_at_once)
         self._bytes = TokenBucket(bytes_per_s, bytes_at_once)
         self._dropped_messages = TokenBucket(DROPPED_FRACTION * MESSAGES_PER_S, messages_at_once)
@@ -124,15 +126,16 @@ class NeighbourAllowance:
 
     def earn(self) -> None:
         """Note that this node has begun an exchange, for which the neighbour sends an update, however fast that comes."""
-        self._bytes.add(UPDATES_PER_EXCHANGE * self.update_bytes)
-        self._messages.add(UPDATES_PER_EXCHANGE * self._further_chunks)
+        self._bytes.add(self._earned_bytes)
+        if self._earned_messages:
+            self._messages.add(self._earned_messages)
 
     def admits(self, size_bytes: int, now_s: float) -> bool:
         """Whether a message may be decoded; one that may not is to be dropped."""
         if now_s < self.excluded_until_s:  # on its way when the connection was ended
             return False
         if self._bytes.refill(now_s) >= size_bytes and self._messages.take(1, now_s):
-            self._bytes.take(size_bytes, now_s)
+            self._bytes.left -= size_bytes
             return True
         self.num_dropped += 1
         if not self._dropped_messages.take(1, now_s):

@@ -102,7 +102,10 @@ class Claims:
 
     def is_behind(self) -> bool:
         """Whether a neighbour is so far ahead that this exchange cannot be made up for."""
-        return self.furthest() > self._edges.exchange + self._edges.ahead
+        near = self._edges.exchange + self._edges.ahead
+        if all(neighbour.heard_exchange <= near for neighbour in self._edges.neighbours.values()):
+            return False  # as nearly always, and asked several times a round
+        return self.furthest() > near
 
     def furthest_round(self) -> int | None:
         """A round that no member can have passed: nodes in step are apart by no more than there are links between them."""
@@ -119,25 +122,27 @@ class Claims:
     # ---- proof
 
     def look(self, now_s: float) -> None:
-        """Ask for proof of what is claimed, and say so where none comes."""
-        if self._others.view is None or self._edges.closing is not None:
+        """Ask for proof of what neighbours claim, and say so where none comes."""
+        for neighbour in self._edges.neighbours.values():
+            self.look_at(neighbour, now_s)
+
+    def look_at(self, neighbour: Neighbour, now_s: float) -> None:
+        """Ask for proof of what one neighbour claims, and say so where none comes."""
+        claim, name = self._claims[neighbour.name], neighbour.name
+        if not self._is_too_far(neighbour) or self._others.view is None or not neighbour.session.is_open:
+            claim.unconfirmed_s = None
             return
-        for name, neighbour in self._edges.neighbours.items():
-            claim = self._claims[name]
-            if not neighbour.session.is_open or not self._is_too_far(neighbour):
-                claim.unconfirmed_s = None
-                continue
-            if claim.unconfirmed_s is None:
-                claim.unconfirmed_s = now_s
-            if now_s - claim.asked_s >= PROOF_EVERY_S:
-                self._ask_everybody(now_s)
-            if now_s - claim.unconfirmed_s > self._deadlines.allowance_s():
-                claim.unconfirmed_s = now_s
-                claim.hurried += 1
-                if is_power_of_two(claim.hurried):
-                    where = f"it is at exchange {neighbour.heard_exchange} while this node is at {self._edges.exchange}"
-                    times = "" if claim.hurried == 1 else f" ({claim.hurried} times)"
-                    self._edges.on_event(EventKind.HURRIED, f"{name} says that {where}, and no other member confirms it{times}", name)
+        if claim.unconfirmed_s is None:
+            claim.unconfirmed_s = now_s
+        if now_s - claim.asked_s >= PROOF_EVERY_S:
+            self._ask_everybody(now_s)
+        if now_s - claim.unconfirmed_s > self._deadlines.allowance_s():
+            claim.unconfirmed_s = now_s
+            claim.hurried += 1
+            if is_power_of_two(claim.hurried):
+                where = f"it is at exchange {neighbour.heard_exchange} while this node is at {self._edges.exchange}"
+                times = "" if claim.hurried == 1 else f" ({claim.hurried} times)"
+                self._edges.on_event(EventKind.HURRIED, f"{name} says that {where}, and no other member confirms it{times}", name)
 
     def answer(self, neighbour: Neighbour, request: ProofRequest, now_s: float) -> None:
         """Say where the furthest members are, and ask the other neighbours, which may be further by now."""
@@ -174,10 +179,10 @@ class Claims:
 
     def _is_too_far(self, neighbour: Neighbour) -> bool:
         """Whether a neighbour says that it is so far ahead that this node has to jump, and nobody confirms it."""
-        if not self._in_step or self._edges.closing is not None:
+        heard, edges = neighbour.heard_exchange, self._edges
+        if heard <= edges.exchange + edges.ahead or not self._in_step or edges.closing is not None:
             return False
-        heard = neighbour.heard_exchange
-        return heard > max(self._edges.exchange + self._edges.ahead, self._as_believed(heard))
+        return heard > self.believed()
 
     def _as_believed(self, exchange: int) -> int:
         """An exchange that somebody has spoken of, or the furthest that is believed; what this node can make up for needs no proof."""

@@ -8,7 +8,7 @@ of the record proves nothing to others, because updates are not signed; whoever 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -48,7 +48,8 @@ class Witness:
     """At most MOST_EACH of each member."""
     _statements: dict[int, dict[int, tuple[RoundRecord, bytes]]] = field(default_factory=dict)
     """Records and how they came sealed, by member and round."""
-    _updates: dict[int, dict[int, bytes]] = field(default_factory=dict)
+    _updates: dict[int, dict[int, Sequence[bytes]]] = field(default_factory=dict)
+    """Digests of what came, by phase: the record's is made of them only where there is a record."""
     _differing: list[tuple[int, int]] = field(default_factory=list)
 
     def conflicts_with(self, record: RoundRecord) -> bool:
@@ -78,12 +79,12 @@ class Witness:
         self.found.append(equivocation)
         return equivocation
 
-    def note_update(self, member: int, number: int, digest: bytes) -> None:
-        """Remember what came from a member itself in a round."""
+    def note_update(self, member: int, number: int, digests: Sequence[bytes]) -> None:
+        """Remember the digests, by phase, of what came from a member itself in a round."""
         updates = self._updates.setdefault(member, {})
-        if updates.get(number) == digest:
+        if updates.get(number) == digests:
             return
-        updates[number] = digest
+        updates[number] = digests
         self._forget_oldest(updates)
         self._compare(member, number)
 
@@ -94,9 +95,11 @@ class Witness:
 
     def _compare(self, member: int, number: int) -> None:
         said, came = self._statements.get(member, {}).get(number), self._updates.get(member, {}).get(number)
-        if said is not None and came is not None and said[0].update != came and len(self._differing) < KEPT_ROUNDS:
+        if said is None or came is None or len(self._differing) >= KEPT_ROUNDS:
+            return
+        if said[0].update != update_digest(came):
             self._differing.append((member, number))
 
-    def _forget_oldest(self, by_round: dict[int, tuple[RoundRecord, bytes]] | dict[int, bytes]) -> None:
+    def _forget_oldest(self, by_round: dict[int, tuple[RoundRecord, bytes]] | dict[int, Sequence[bytes]]) -> None:
         while len(by_round) > self.kept_rounds:
             del by_round[min(by_round)]

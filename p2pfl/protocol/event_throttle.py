@@ -93,6 +93,8 @@ class EventThrottle:
 
     def due(self, now_s: float) -> list[Row]:
         """Rows that were held back and whose time has come; kinds of which there is none yet go before others."""
+        if not self._held:
+            return []
         rows = []
         for key in sorted(self._held, key=lambda key: self._held[key].rows > 0):
             told = self._held[key]

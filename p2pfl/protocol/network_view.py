@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -70,8 +70,8 @@ class NetworkViewAdapter:
         self._neighbours = {name: frozenset(plan.neighbours(name)) for name in plan.names} if len(plan.names) <= ROWS_UP_TO else {}
         self._measured: tuple[int, tuple[float | None, ...]] | None = None
         self._num_found = 0
-        self._update: tuple[int, bytes] | None = None
-        """The round of the last update that went to all neighbours alike, and its digest."""
+        self._update: tuple[int, Sequence[bytes]] | None = None
+        """The round of the last update that went to all neighbours alike, and its digests by phase."""
         self._last_row: NodeRow | None = None
         """This process's last round, for a record of it that may be asked for."""
         is_many = len(plan.names) > ROWS_UP_TO
@@ -172,16 +172,16 @@ class NetworkViewAdapter:
             measured=measured,
             metrics=metrics,
             rows=self._rows(),
-            update=self._update[1] if self._update is not None and self._update[0] == row.round else None,
+            update=update_digest(self._update[1]) if self._update is not None and self._update[0] == row.round else None,
         )
 
-    def note_sent(self, number: int, digests: Collection[bytes]) -> None:
+    def note_sent(self, number: int, digests: Sequence[bytes]) -> None:
         """Take up the digests, by phase, of what went to all neighbours alike in a round; the round's record says so."""
-        self._update = number, update_digest(digests)
+        self._update = number, digests
 
-    def note_came(self, name: str, number: int, digests: Collection[bytes]) -> None:
+    def note_came(self, name: str, number: int, digests: Sequence[bytes]) -> None:
         """Take up the digests, by phase, of updates that came from a neighbour."""
-        self.view.witness.note_update(self._places[name], number, update_digest(digests))
+        self.view.witness.note_update(self._places[name], number, digests)
 
     def equivocations(self) -> list[tuple[str, Equivocation]]:
         """Equivocations found since the last call, with the members' names."""

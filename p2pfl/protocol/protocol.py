@@ -184,7 +184,7 @@ class Protocol:
             neighbour.note_exchange(before)
             detail = f"exchange {message.exchange} while this node is at {edges.exchange}"
             edges.count(neighbour, PeerError(detail, reason="implausible_exchange"))
-        self.claims.look(now_s)
+        self.claims.look_at(neighbour, now_s)
         if isinstance(message, Heartbeat) and message.exchange < edges.exchange and edges.exchange in self.transfers.sent:
             self.deadlines.note_behind(neighbour.name, now_s)
         edges.hear(neighbour, message.report)

@@ -159,7 +159,7 @@ class LinkStates:
 
     def is_excluded(self, peer: str) -> bool:
         """Whether no link is wanted now because of `exclude`."""
-        return self.excluded_for_s(peer) > 0
+        return bool(self._excluded_until_s) and self.excluded_for_s(peer) > 0  # asked for each message
 
     def note_received(self, peer: str) -> None:
         """Something came over a link: it is up, whatever was said of it before."""

@@ -382,7 +382,7 @@ class ZeroMQTransport:
     def _book(self, account: Account | None, dialled: str | None, frames: Sequence[zmq.Frame]) -> None:
         """Count what was delivered of a connection."""
         if account is not None:
-            account.deliver(sum(len(frame) + WRAPPING_BYTES for frame in frames))
+            account.deliver(sum(map(len, frames)) + WRAPPING_BYTES * len(frames))
         if self._door.has_remains:
             self._look_for_rest(dialled)
 

@@ -19,6 +19,7 @@ from p2pfl.wire.round_record import seal, unseal, verify
 from wire_samples import RECORD
 
 ONE, OTHER = update_digest([b"one"]), update_digest([b"other"])
+ONE_CAME, OTHER_CAME = (b"one",), (b"other",)
 KEYS = [Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32) for number in range(1, 5)]
 STUDY_BYTES = bytes.fromhex(STUDY)
 EVIL = "node-3"
@@ -103,7 +104,7 @@ def test_what_is_remembered_and_kept_of_a_member_is_bounded():
         for update in (ONE, OTHER):
             sealed = said(update, round=number)
             witness.note(unseal(sealed), sealed)
-        witness.note_update(3, number, ONE)
+        witness.note_update(3, number, ONE_CAME)
 
     assert len(witness.found) == MOST_EACH
     assert len(witness._statements[3]) == len(witness._updates[3]) == KEPT_ROUNDS
@@ -113,13 +114,13 @@ def test_an_update_that_is_not_the_signed_one_is_told_whichever_comes_first():
     for order in ("record", "update"):
         witness = Witness()
         if order == "update":
-            witness.note_update(3, 6, OTHER)
+            witness.note_update(3, 6, OTHER_CAME)
         witness.note(unseal(said(ONE)), said(ONE))
         if order == "record":
-            witness.note_update(3, 6, OTHER)
+            witness.note_update(3, 6, OTHER_CAME)
 
         assert witness.differing() == [(3, 6)]
-        witness.note_update(3, 6, OTHER)  # it is merged once more
+        witness.note_update(3, 6, OTHER_CAME)  # it is merged once more
         assert witness.differing() == []
 
 
