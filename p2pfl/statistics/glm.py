@@ -1,0 +1,254 @@
+"""Generalised linear models from sums over institutions: the fit of the pooled rows, and no row leaves its site.
+
+Each site contributes X'WX, X'Wz and its deviance at coefficients that all know; everybody solves the same system. Columns are first centred
+and scaled by pooled moments, and the result is transformed back, because normal equations square the condition number.
+
+Shapes: M rows of one site, P columns of the design. Source: McCullagh & Nelder 1989, section 2.5 (iterated weighted least squares).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr, ndtri, stdtr, stdtrit
+
+from p2pfl.errors import ConfigError
+from p2pfl.statistics.families import Family
+from p2pfl.statistics.sums import Numbers, SumRequest
+
+STOP_BELOW = 1e-10
+"""Relative change of the deviance between two iterations at which the coefficients are taken to stand."""
+
+MOST_ITERATIONS = 25
+MOST_PARAMETERS_PER_ROW = 0.33
+MOST_CONDITION = 1e10
+"""Condition number of the scaled information above which columns are taken to depend on each other."""
+
+FLAT = 1e-8
+"""Information that a direction keeps of what it had at the start; below it the outcome is separated."""
+
+INTERCEPT = "(Intercept)"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DesignRows:
+    """One site's rows of a model, complete cases only."""
+
+    columns_MP: Numbers
+    outcomes_M: Numbers
+    offsets_M: Numbers
+    weights_M: Numbers
+    num_missing: int = 0
+    """Rows that were left out because a value is missing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GLMFit:
+    """A fitted generalised linear model; arrays are (P,) in the order of the names."""
+
+    names: tuple[str, ...]
+    family: str
+    params: Numbers
+    covariance_PP: Numbers
+    num_rows: int
+    num_missing: int
+    deviance: float
+    dispersion: float
+    log_likelihood: float
+    aic: float
+    """As R counts: an estimated dispersion is one more parameter."""
+    iterations: int
+
+    @property
+    def bse(self) -> Numbers:
+        """Standard errors of the coefficients."""
+        return np.sqrt(np.diag(self.covariance_PP))
+
+    @property
+    def df_resid(self) -> int:
+        """Degrees of freedom that the residuals have."""
+        return self.num_rows - len(self.names)
+
+    @property
+    def pvalues(self) -> Numbers:
+        """Two-sided p-values of Wald's test: by t where the dispersion is estimated, by the normal distribution elsewhere."""
+        statistic = -np.abs(self.params / self.bse)
+        return np.asarray(2 * (stdtr(self.df_resid, statistic) if self._is_estimated else ndtr(statistic)))
+
+    def conf_int(self, level: float = 0.95) -> Numbers:
+        """Wald's confidence intervals, (P, 2)."""
+        tail = (1 + level) / 2
+        width = (stdtrit(self.df_resid, tail) if self._is_estimated else ndtri(tail)) * self.bse
+        return np.stack([self.params - width, self.params + width], axis=-1)
+
+    @property
+    def _is_estimated(self) -> bool:
+        return self.family == "gaussian"
+
+
+def fit_glm(names: Sequence[str], family: Family) -> Generator[SumRequest[DesignRows], Numbers, GLMFit]:
+    """Fit a generalised linear model; lead it to its result with `analyse`, or by secure sums.
+
+    Args:
+        names: of the design's columns, P; one called INTERCEPT is all ones.
+        family: of the outcome.
+
+    Raises:
+        ConfigError: too few rows for so many columns, columns that depend on each other, an outcome that is separated or not of the family.
+    """
+    scale = yield from _scaled(names)
+    dof = scale.num_rows - len(names)
+    if len(names) >= MOST_PARAMETERS_PER_ROW * scale.num_rows:
+        raise ConfigError(f"{len(names)} coefficients from {scale.num_rows} rows: fewer than {MOST_PARAMETERS_PER_ROW:g} a row are needed")
+    first = previous = yield from _at(None, family, scale, 0)
+    if not math.isfinite(first.deviance):
+        raise ConfigError(f"an outcome that no {family.name} model has, at one site or more")
+    for iteration in range(1, MOST_ITERATIONS + 1):
+        params = _solved(previous, names)
+        now = yield from _at(params, family, scale, iteration)
+        _check_separation(first, now, names)
+        is_over = abs(now.deviance - previous.deviance) / (abs(now.deviance) + 0.1) < STOP_BELOW
+        previous = now
+        if is_over:
+            break
+    else:
+        raise ConfigError(f"no fit after {MOST_ITERATIONS} iterations: the outcome may be separated, or a column far too large")
+    params = _solved(previous, names)
+    last = yield from _at(params, family, scale, iteration + 1)  # the information at the coefficients that are reported
+    dispersion = last.deviance / dof if family.has_dispersion else 1.0
+    covariance = dispersion * np.linalg.inv(last.information_PP)
+    if family.has_dispersion:
+        log_likelihood = -scale.num_rows / 2 * (math.log(2 * math.pi * last.deviance / scale.num_rows) + 1)
+    else:
+        log_likelihood = last.saturated - last.deviance / 2
+    back_PP = scale.back(names)
+    return GLMFit(
+        names=tuple(names),
+        family=family.name,
+        params=back_PP @ params,
+        covariance_PP=back_PP @ covariance @ back_PP.T,
+        num_rows=scale.num_rows,
+        num_missing=scale.num_missing,
+        deviance=last.deviance,
+        dispersion=dispersion,
+        log_likelihood=log_likelihood,
+        aic=-2 * log_likelihood + 2 * (len(names) + family.has_dispersion),
+        iterations=iteration,
+    )
+
+
+# ---- scale of the columns
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Scale:
+    """Pooled moments by which columns are centred and scaled, and the number of rows."""
+
+    num_rows: int
+    num_missing: int
+    centres_P: Numbers
+    spreads_P: Numbers
+
+    def scaled(self, columns_MP: Numbers) -> Numbers:
+        return np.asarray((columns_MP - self.centres_P) / self.spreads_P)
+
+    def back(self, names: Sequence[str]) -> Numbers:
+        """Matrix that makes coefficients of the columns from those of the scaled ones, (P, P)."""
+        matrix = np.diag(1 / self.spreads_P)
+        if INTERCEPT in names:
+            matrix[names.index(INTERCEPT)] -= self.centres_P / self.spreads_P
+        return matrix
+
+
+def _scaled(names: Sequence[str]) -> Generator[SumRequest[DesignRows], Numbers, _Scale]:
+    """Agree on centres and spreads: means first and squares around them second, so that no digits cancel."""
+    num_columns = len(names)
+
+    def sums(rows: DesignRows) -> Numbers:
+        return np.array([len(rows.outcomes_M), rows.num_missing, *rows.columns_MP.sum(axis=0)])
+
+    num_rows, num_missing, *totals = yield SumRequest(statistic="rows and means", shape=(2 + num_columns,), contribution=sums)
+    if num_rows < 1:
+        raise ConfigError("no site has a complete row of these variables")
+    means_P = np.array(totals) / num_rows
+
+    def squares(rows: DesignRows) -> Numbers:
+        return np.asarray(((rows.columns_MP - means_P) ** 2).sum(axis=0))
+
+    spreads_P = np.sqrt((yield SumRequest(statistic="squares around the means", shape=(num_columns,), contribution=squares)) / num_rows)
+    is_constant_P = spreads_P <= np.finfo(np.float64).eps * np.abs(means_P) * math.sqrt(num_rows)
+    constant = [name for name, is_constant in zip(names, is_constant_P, strict=True) if is_constant and name != INTERCEPT]
+    if constant and INTERCEPT in names:
+        raise ConfigError(f"{', '.join(constant)} is the same in all rows, as the intercept is: leave it out")
+    spreads_P[is_constant_P] = 1.0
+    centres_P = means_P if INTERCEPT in names else np.zeros(num_columns)
+    centres_P = np.where([name == INTERCEPT for name in names], 0.0, centres_P)
+    return _Scale(num_rows=round(num_rows), num_missing=round(num_missing), centres_P=centres_P, spreads_P=spreads_P)
+
+
+# ---- one iteration
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Totals:
+    """Totals over all sites at some coefficients."""
+
+    information_PP: Numbers
+    target_P: Numbers
+    """X'Wz."""
+    deviance: float
+    saturated: float
+
+
+def _at(params: Numbers | None, family: Family, scale: _Scale, number: int) -> Generator[SumRequest[DesignRows], Numbers, _Totals]:
+    """Ask for the totals at some coefficients; None: at the means that the family begins with."""
+    num_columns = len(scale.centres_P)
+    upper = np.triu_indices(num_columns)
+
+    def numbers(rows: DesignRows) -> Numbers:
+        scaled_MP = scale.scaled(rows.columns_MP)
+        y, weights = rows.outcomes_M, rows.weights_M
+        if not family.accepts(y):
+            return np.full(len(upper[0]) + num_columns + 2, np.inf)
+        eta = family.link(family.start(y, weights)) if params is None else scaled_MP @ params + rows.offsets_M
+        mu, slope = family.mean(eta), family.slope(eta)
+        working = weights * slope
+        # W z with z = eta - offset + (y - mu) / slope; multiplied out, so that a slope of zero divides nothing
+        weighted = working * (eta - rows.offsets_M) + weights * (y - mu)
+        information = (scaled_MP * working[:, None]).T @ scaled_MP
+        sums = [np.sum(weights * family.deviances(y, mu)), np.sum(weights * family.saturated(y))]
+        return np.concatenate([information[upper], scaled_MP.T @ weighted, sums])
+
+    shape = (len(upper[0]) + num_columns + 2,)
+    total = yield SumRequest(statistic=f"information, score and deviance, iteration {number}", shape=shape, contribution=numbers)
+    information = np.zeros((num_columns, num_columns))
+    information[upper] = information.T[upper] = total[: len(upper[0])]
+    return _Totals(information_PP=information, target_P=total[len(upper[0]) : -2], deviance=float(total[-2]), saturated=float(total[-1]))
+
+
+def _solved(totals: _Totals, names: Sequence[str]) -> Numbers:
+    """Coefficients of the scaled columns that one step leads to, (P,)."""
+    values, vectors = np.linalg.eigh(totals.information_PP)
+    if not values[0] > values[-1] / MOST_CONDITION:
+        involved = _involved(vectors[:, 0], names)
+        raise ConfigError(f"{involved} depend on each other, or one is the same in all rows that count: leave one out")
+    return np.asarray(np.linalg.solve(totals.information_PP, totals.target_P))
+
+
+def _check_separation(first: _Totals, now: _Totals, names: Sequence[str]) -> None:
+    """Refuse an outcome that the columns foretell without an error: its coefficients have no end."""
+    if not np.isfinite(now.information_PP).all():
+        raise ConfigError("the coefficients grew beyond all numbers: a column is far too large, or the outcome is separated")
+    values, vectors = np.linalg.eigh(now.information_PP)
+    if values[0] < FLAT * np.linalg.eigvalsh(first.information_PP)[0]:
+        raise ConfigError(f"the outcome is separated by {_involved(vectors[:, 0], names)}: their coefficients have no end")
+
+
+def _involved(vector: NDArray[np.float64], names: Sequence[str]) -> str:
+    """Names of the columns that a direction is made of."""
+    large = np.abs(vector) > 1e-3 * np.abs(vector).max()
+    return ", ".join(name for name, is_in in zip(names, large, strict=True) if is_in)
