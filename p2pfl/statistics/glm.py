@@ -13,11 +13,11 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
 from p2pfl.errors import ConfigError
 from p2pfl.statistics.families import Family
+from p2pfl.statistics.scale import Scale, agree_on_scale, involved_in
 from p2pfl.statistics.sums import Numbers, SumRequest
 
 STOP_BELOW = 1e-10
@@ -30,8 +30,6 @@ MOST_CONDITION = 1e10
 
 FLAT = 1e-8
 """Information that a direction keeps of what it had at the start; below it the outcome is separated."""
-
-INTERCEPT = "(Intercept)"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,13 +98,16 @@ def fit_glm(names: Sequence[str], family: Family) -> Generator[SumRequest[Design
     Raises:
         ConfigError: too few rows for so many columns, columns that depend on each other, an outcome that is separated or not of the family.
     """
-    scale = yield from _scaled(names)
+    scale = yield from agree_on_scale(names, lambda rows: rows.columns_MP)
     dof = scale.num_rows - len(names)
     if len(names) >= MOST_PARAMETERS_PER_ROW * scale.num_rows:
         raise ConfigError(f"{len(names)} coefficients from {scale.num_rows} rows: fewer than {MOST_PARAMETERS_PER_ROW:g} a row are needed")
+    num_missing, saturated, num_foreign = yield SumRequest(
+        statistic="missing rows and saturated log-likelihood", shape=(3,), contribution=lambda rows: _facts(rows, family)
+    )
+    if num_foreign:
+        raise ConfigError(f"an outcome that no {family.name} model has, at {num_foreign:g} of the sites")
     first = previous = yield from _at(None, family, scale, 0)
-    if not math.isfinite(first.deviance):
-        raise ConfigError(f"an outcome that no {family.name} model has, at one site or more")
     for iteration in range(1, MOST_ITERATIONS + 1):
         params = _solved(previous, names)
         now = yield from _at(params, family, scale, iteration)
@@ -124,7 +125,7 @@ def fit_glm(names: Sequence[str], family: Family) -> Generator[SumRequest[Design
     if family.has_dispersion:
         log_likelihood = -scale.num_rows / 2 * (math.log(2 * math.pi * last.deviance / scale.num_rows) + 1)
     else:
-        log_likelihood = last.saturated - last.deviance / 2
+        log_likelihood = float(saturated) - last.deviance / 2
     back_PP = scale.back(names)
     return GLMFit(
         names=tuple(names),
@@ -132,62 +133,13 @@ def fit_glm(names: Sequence[str], family: Family) -> Generator[SumRequest[Design
         params=back_PP @ params,
         covariance_PP=back_PP @ covariance @ back_PP.T,
         num_rows=scale.num_rows,
-        num_missing=scale.num_missing,
+        num_missing=round(num_missing),
         deviance=last.deviance,
         dispersion=dispersion,
         log_likelihood=log_likelihood,
         aic=-2 * log_likelihood + 2 * (len(names) + family.has_dispersion),
         iterations=iteration,
     )
-
-
-# ---- scale of the columns
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Scale:
-    """Pooled moments by which columns are centred and scaled, and the number of rows."""
-
-    num_rows: int
-    num_missing: int
-    centres_P: Numbers
-    spreads_P: Numbers
-
-    def scaled(self, columns_MP: Numbers) -> Numbers:
-        return np.asarray((columns_MP - self.centres_P) / self.spreads_P)
-
-    def back(self, names: Sequence[str]) -> Numbers:
-        """Matrix that makes coefficients of the columns from those of the scaled ones, (P, P)."""
-        matrix = np.diag(1 / self.spreads_P)
-        if INTERCEPT in names:
-            matrix[names.index(INTERCEPT)] -= self.centres_P / self.spreads_P
-        return matrix
-
-
-def _scaled(names: Sequence[str]) -> Generator[SumRequest[DesignRows], Numbers, _Scale]:
-    """Agree on centres and spreads: means first and squares around them second, so that no digits cancel."""
-    num_columns = len(names)
-
-    def sums(rows: DesignRows) -> Numbers:
-        return np.array([len(rows.outcomes_M), rows.num_missing, *rows.columns_MP.sum(axis=0)])
-
-    num_rows, num_missing, *totals = yield SumRequest(statistic="rows and means", shape=(2 + num_columns,), contribution=sums)
-    if num_rows < 1:
-        raise ConfigError("no site has a complete row of these variables")
-    means_P = np.array(totals) / num_rows
-
-    def squares(rows: DesignRows) -> Numbers:
-        return np.asarray(((rows.columns_MP - means_P) ** 2).sum(axis=0))
-
-    spreads_P = np.sqrt((yield SumRequest(statistic="squares around the means", shape=(num_columns,), contribution=squares)) / num_rows)
-    is_constant_P = spreads_P <= np.finfo(np.float64).eps * np.abs(means_P) * math.sqrt(num_rows)
-    constant = [name for name, is_constant in zip(names, is_constant_P, strict=True) if is_constant and name != INTERCEPT]
-    if constant and INTERCEPT in names:
-        raise ConfigError(f"{', '.join(constant)} is the same in all rows, as the intercept is: leave it out")
-    spreads_P[is_constant_P] = 1.0
-    centres_P = means_P if INTERCEPT in names else np.zeros(num_columns)
-    centres_P = np.where([name == INTERCEPT for name in names], 0.0, centres_P)
-    return _Scale(num_rows=round(num_rows), num_missing=round(num_missing), centres_P=centres_P, spreads_P=spreads_P)
 
 
 # ---- one iteration
@@ -201,10 +153,16 @@ class _Totals:
     target_P: Numbers
     """X'Wz."""
     deviance: float
-    saturated: float
 
 
-def _at(params: Numbers | None, family: Family, scale: _Scale, number: int) -> Generator[SumRequest[DesignRows], Numbers, _Totals]:
+def _facts(rows: DesignRows, family: Family) -> Numbers:
+    """Rows with a missing value, the log-likelihood of the model that fits exactly, and 1 if the outcomes are not of the family."""
+    if not family.accepts(rows.outcomes_M):
+        return np.array([rows.num_missing, 0.0, 1.0])
+    return np.array([rows.num_missing, np.sum(rows.weights_M * family.saturated(rows.outcomes_M)), 0.0])
+
+
+def _at(params: Numbers | None, family: Family, scale: Scale, number: int) -> Generator[SumRequest[DesignRows], Numbers, _Totals]:
     """Ask for the totals at some coefficients; None: at the means that the family begins with."""
     num_columns = len(scale.centres_P)
     upper = np.triu_indices(num_columns)
@@ -212,29 +170,26 @@ def _at(params: Numbers | None, family: Family, scale: _Scale, number: int) -> G
     def numbers(rows: DesignRows) -> Numbers:
         scaled_MP = scale.scaled(rows.columns_MP)
         y, weights = rows.outcomes_M, rows.weights_M
-        if not family.accepts(y):
-            return np.full(len(upper[0]) + num_columns + 2, np.inf)
         eta = family.link(family.start(y, weights)) if params is None else scaled_MP @ params + rows.offsets_M
         mu, slope = family.mean(eta), family.slope(eta)
         working = weights * slope
         # W z with z = eta - offset + (y - mu) / slope; multiplied out, so that a slope of zero divides nothing
         weighted = working * (eta - rows.offsets_M) + weights * (y - mu)
         information = (scaled_MP * working[:, None]).T @ scaled_MP
-        sums = [np.sum(weights * family.deviances(y, mu)), np.sum(weights * family.saturated(y))]
-        return np.concatenate([information[upper], scaled_MP.T @ weighted, sums])
+        return np.concatenate([information[upper], scaled_MP.T @ weighted, [np.sum(weights * family.deviances(y, mu))]])
 
-    shape = (len(upper[0]) + num_columns + 2,)
+    shape = (len(upper[0]) + num_columns + 1,)
     total = yield SumRequest(statistic=f"information, score and deviance, iteration {number}", shape=shape, contribution=numbers)
     information = np.zeros((num_columns, num_columns))
     information[upper] = information.T[upper] = total[: len(upper[0])]
-    return _Totals(information_PP=information, target_P=total[len(upper[0]) : -2], deviance=float(total[-2]), saturated=float(total[-1]))
+    return _Totals(information_PP=information, target_P=total[len(upper[0]) : -1], deviance=float(total[-1]))
 
 
 def _solved(totals: _Totals, names: Sequence[str]) -> Numbers:
     """Coefficients of the scaled columns that one step leads to, (P,)."""
     values, vectors = np.linalg.eigh(totals.information_PP)
     if not values[0] > values[-1] / MOST_CONDITION:
-        involved = _involved(vectors[:, 0], names)
+        involved = involved_in(vectors[:, 0], names)
         raise ConfigError(f"{involved} depend on each other, or one is the same in all rows that count: leave one out")
     return np.asarray(np.linalg.solve(totals.information_PP, totals.target_P))
 
@@ -245,10 +200,4 @@ def _check_separation(first: _Totals, now: _Totals, names: Sequence[str]) -> Non
         raise ConfigError("the coefficients grew beyond all numbers: a column is far too large, or the outcome is separated")
     values, vectors = np.linalg.eigh(now.information_PP)
     if values[0] < FLAT * np.linalg.eigvalsh(first.information_PP)[0]:
-        raise ConfigError(f"the outcome is separated by {_involved(vectors[:, 0], names)}: their coefficients have no end")
-
-
-def _involved(vector: NDArray[np.float64], names: Sequence[str]) -> str:
-    """Names of the columns that a direction is made of."""
-    large = np.abs(vector) > 1e-3 * np.abs(vector).max()
-    return ", ".join(name for name, is_in in zip(names, large, strict=True) if is_in)
+        raise ConfigError(f"the outcome is separated by {involved_in(vectors[:, 0], names)}: their coefficients have no end")

@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from inference_data import is_level, numbers, table
 
 from p2pfl.errors import ConfigError
 from p2pfl.statistics.families import FAMILIES
-from p2pfl.statistics.glm import INTERCEPT, DesignRows, fit_glm
+from p2pfl.statistics.glm import DesignRows, fit_glm
+from p2pfl.statistics.scale import INTERCEPT
 from p2pfl.statistics.sums import analyse
-
-
-def table(name):
-    """A file's rows as texts, or a skip that says why."""
-    if "P2PFL_DATA" not in os.environ:
-        pytest.skip("P2PFL_DATA names no folder with data")
-    with (Path(os.environ["P2PFL_DATA"]) / "inference" / name).open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def numbers(rows, name):
-    return np.array([float(row[name]) if row[name] else np.nan for row in rows])
-
-
-def is_level(rows, name, level):
-    return np.where([row[name] == "" for row in rows], np.nan, np.array([row[name] == level for row in rows], dtype=float))
 
 
 def split(columns, outcome, sites, offset=None):
