@@ -1,0 +1,87 @@
+"""Columns of a model over a site's table, made from a formula and the contract's factor levels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from p2pfl.errors import ConfigError
+from p2pfl.statistics.formula import FUNCTIONS, Formula, Variable
+from p2pfl.statistics.scale import INTERCEPT
+from p2pfl.statistics.sums import Numbers
+
+_FUNCTIONS = {name: getattr(np, name) for name in FUNCTIONS}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DesignColumns:
+    """A formula's columns over a table, all of whose factors have the levels of the contract."""
+
+    names: tuple[str, ...]
+    columns_MP: Numbers
+    offsets_M: Numbers
+
+
+def design(formula: Formula, table: Mapping[str, Numbers | Sequence[str]], levels: Mapping[str, Sequence[str]]) -> DesignColumns:
+    """Make the columns of a model, as R codes them: the first level of a factor is the reference.
+
+    Args:
+        formula: of the model.
+        table: by the name of a column, its numbers (M,), NaN where one is missing, or for a factor its texts, empty where one is missing.
+        levels: of each factor, in the contract's order.
+
+    Raises:
+        ConfigError: a column that is not there, a level that is not in the contract, or a function of a factor.
+    """
+    missing = [name for name in formula.columns if name not in table]
+    if missing:
+        raise ConfigError(f"no column {missing[0]!r} in the table: it has {', '.join(sorted(table))}")
+    num_rows = len(table[formula.outcome[0]])
+    names: list[str] = []
+    columns: list[Numbers] = []
+    known = {frozenset(term) for term in formula.terms}
+    for term in formula.terms:
+        coded = [_coded(each, table, levels, is_whole=frozenset(term) - {each} not in known) for each in term]
+        for choice in product(*coded):
+            names.append(":".join(name for name, _ in choice) or INTERCEPT)
+            columns.append(np.prod([np.ones(num_rows), *(values for _, values in choice)], axis=0))
+    offsets = [_numbers(each, table, levels) for each in formula.offsets]
+    return DesignColumns(
+        names=tuple(names),
+        columns_MP=np.stack(columns, axis=-1) if columns else np.zeros((num_rows, 0)),
+        offsets_M=np.sum([np.zeros(num_rows), *offsets], axis=0),
+    )
+
+
+def _coded(
+    variable: Variable, table: Mapping[str, Numbers | Sequence[str]], levels: Mapping[str, Sequence[str]], *, is_whole: bool
+) -> list[tuple[str, Numbers]]:
+    """Columns of one variable: itself, or one of each level of a factor but the first, which is left out if the rest of the term stands."""
+    if variable.column not in levels:
+        return [(str(variable), _numbers(variable, table, levels))]
+    if variable.function:
+        raise ConfigError(f"{variable}: {variable.column} is a factor, and has no {variable.function}")
+    texts = np.asarray(table[variable.column], dtype=str)
+    unknown = sorted(set(texts.tolist()) - {*levels[variable.column], ""})
+    if unknown:
+        raise ConfigError(
+            f"{variable.column}: {len(unknown)} values are none of the contract's levels {', '.join(levels[variable.column])}"
+        )
+    chosen = levels[variable.column][0 if is_whole else 1 :]
+    return [(f"{variable.column}{level}", np.where(texts == "", np.nan, (texts == level) * 1.0)) for level in chosen]
+
+
+def _numbers(variable: Variable, table: Mapping[str, Numbers | Sequence[str]], levels: Mapping[str, Sequence[str]]) -> Numbers:
+    if variable.column in levels:
+        raise ConfigError(f"{variable}: {variable.column} is a factor, and a number is needed")
+    values = np.asarray(table[variable.column], dtype=np.float64)
+    if not variable.function:
+        return values
+    with np.errstate(all="ignore"):
+        found = np.asarray(_FUNCTIONS[variable.function](values))
+    if not np.isfinite(found[np.isfinite(values)]).all():
+        raise ConfigError(f"{variable} is no number in {int((~np.isfinite(found[np.isfinite(values)])).sum())} rows of this site")
+    return found
