@@ -98,6 +98,28 @@ def test_what_has_arrived_is_not_written_over_by_the_next_update():
     assert np.array_equal(large_array(2), second["x"])
 
 
+def test_an_update_that_comes_early_lies_in_room_of_its_own_also_where_one_was_given_up_before_it():
+    made = []
+
+    def make_in(place):
+        def make(size_bytes):
+            made.append(place)
+            return np.empty(size_bytes, dtype=np.uint8)
+
+        return make
+
+    assembly = Assembly(LARGE, make_room=make_in("usual"), make_early_room=make_in("early"))
+    (first, payload), *rest = sent(LARGE, {"x": large_array()})
+    assembly.begin(first, payload)
+    assembly.begin(first, payload, is_early=True)  # after a part of one that is not early
+    assembly.begin(first, payload)  # and its room will do for any
+    whole = received(assembly, rest)
+    assembly.begin(first, payload)
+
+    assert np.array_equal(large_array(), whole["x"])
+    assert made == ["usual", "early", "usual"]
+
+
 @pytest.mark.parametrize(
     ("arrays", "fault"),
     [
