@@ -119,9 +119,13 @@ class Watch:
     def run(self) -> None:
         """Look again and again."""
         while True:
-            now_bytes = anonymous_bytes()
-            self.peaks[self.stage] = max(self.peaks.get(self.stage, 0), now_bytes)
+            self.look()
             time.sleep(LOOK_S)
+
+    def look(self) -> None:
+        """Look once."""
+        now_bytes = anonymous_bytes()
+        self.peaks[self.stage] = max(self.peaks.get(self.stage, 0), now_bytes)
 
     def during(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, noted as a stage while it runs."""
@@ -131,6 +135,7 @@ class Watch:
             try:
                 return function(*arguments, **options)
             finally:
+                self.look()  # a stage may be over before anybody has looked
                 self.stage = before
 
         return noted

@@ -57,7 +57,7 @@ def test_a_node_needs_what_was_foretold_where_it_hears_nobody_while_it_trains(op
 
 @pytest.mark.slow
 def test_the_benchmark_measures_nodes_with_a_small_model_in_another_order():
-    found = measured("--parameters", "20000", "--rounds", "2", "--order", "early", "--set", '{"algorithm": {"name": "diloco"}}')
+    found = measured("--parameters", "400000", "--rounds", "2", "--order", "early", "--set", '{"algorithm": {"name": "diloco"}}')
 
     assert [node["ended"] for node in found] == ["rounds"] * 3
     assert all(node["models"] > 4 and node["foretold"] > 11 for node in found)
