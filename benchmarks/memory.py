@@ -3,16 +3,25 @@
     python benchmarks/memory.py                                      # 25 million float32 parameters, plain SGD, two neighbours
     python benchmarks/memory.py --neighbours 4 --spill-mb 0          # their updates lie in files
     python benchmarks/memory.py --parameters 4000000 --optimizer adam --model residual
+    python benchmarks/memory.py --algorithm relaysgd --topology star --order deaf
+    python benchmarks/memory.py --algorithm choco --set '{"compressor": {"name": "top-k", "share": 0.01}}'
 
 Each node is a process of its own, as `p2pfl node start` runs it. Looked at every two milliseconds is RssAnon of /proc: memory that belongs
 to the process alone, not files or libraries. `before` is just before the model is made, `peak` the most from then on, in all and by what
 the node was doing; `models` is the difference between the two in sizes of one model, `foretold` the difference that the node's own
 forecast gives.
+
+How much is there at once depends on the order of events. With `--order deaf` no node hears its neighbours from when it begins to mix until
+it sends again: all flows stay open while it trains, and the queues of its links fill. With `--order early` the first node has its
+neighbours' next updates before it mixes the last ones, but for the last exchange.
 """
+
+# ruff: noqa: SLF001  # it looks at a node from inside; a slow test runs it
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import math
 import subprocess
@@ -38,6 +47,8 @@ CLASSES = 10
 LOOK_S = 0.002
 MODELS = ("chain", "frozen", "one", "residual", "point")
 DEADLINE_S = 600.0
+ORDERS = ("any", "deaf", "early")
+EARLY_WITHIN_S = 60.0
 
 
 class Residual(nn.Module):
@@ -108,9 +119,13 @@ class Watch:
     def run(self) -> None:
         """Look again and again."""
         while True:
-            now_bytes = anonymous_bytes()
-            self.peaks[self.stage] = max(self.peaks.get(self.stage, 0), now_bytes)
+            self.look()
             time.sleep(LOOK_S)
+
+    def look(self) -> None:
+        """Look once."""
+        now_bytes = anonymous_bytes()
+        self.peaks[self.stage] = max(self.peaks.get(self.stage, 0), now_bytes)
 
     def during(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, noted as a stage while it runs."""
@@ -120,12 +135,62 @@ class Watch:
             try:
                 return function(*arguments, **options)
             finally:
+                self.look()  # a stage may be over before anybody has looked
                 self.stage = before
 
         return noted
 
 
-def node(site: Path) -> None:
+class Order:
+    """Makes the order of events in one node certain.
+
+    Args:
+        name: one of ORDERS.
+        delays: whether this is the node that lets the others go ahead, where one does.
+    """
+
+    def __init__(self, name: str, *, delays: bool) -> None:
+        self._is_deaf, self._delays = name == "deaf", name == "early" and delays
+        self._hears = asyncio.Event()
+        self._hears.set()
+
+    def arrange(self) -> None:
+        """Put this order into the classes of the node."""
+        from p2pfl.node.daemon import Daemon
+        from p2pfl.node.mixing import Mixing
+        from p2pfl.transports.zeromq import ZeroMQTransport
+
+        exchange, merge, receive = Daemon._exchange, Mixing.merge, ZeroMQTransport.receive
+
+        async def exchanging(daemon: Daemon, *arguments: Any) -> Any:
+            self._hears.set()
+            return await exchange(daemon, *arguments)
+
+        async def merging(mixing: Mixing, due: Any, *arguments: Any, **options: Any) -> None:
+            if self._delays:
+                await self._others_go_ahead(mixing._protocol)
+            protocol = mixing._protocol
+            if self._is_deaf and protocol.edges.exchange + 1 < protocol._num_exchanges:
+                self._hears.clear()
+            await merge(mixing, due, *arguments, **options)
+
+        async def receiving(transport: ZeroMQTransport) -> Any:
+            await self._hears.wait()
+            return await receive(transport)
+
+        Daemon._exchange, Mixing.merge, ZeroMQTransport.receive = exchanging, merging, receiving
+
+    async def _others_go_ahead(self, protocol: Any) -> None:
+        """Wait until the next update of each neighbour is here, or there is none."""
+        following, until_s = protocol.edges.exchange + 1, time.monotonic() + EARLY_WITHIN_S
+        sessions = [neighbour.session for neighbour in protocol.neighbours.values()]
+        while not all(session.has(following, full=False) for session in sessions):
+            if following >= protocol._num_exchanges or time.monotonic() > until_s:
+                return
+            await asyncio.sleep(LOOK_S)
+
+
+def node(site: Path, order: str) -> None:
     """Run one node and print what it took."""
     from p2pfl.experiment import plan as plans
     from p2pfl.node import conclusion, daemon
@@ -136,6 +201,7 @@ def node(site: Path) -> None:
     from p2pfl.training import Population
 
     watch = Watch()
+    Order(order, delays=site.parent.name == names_of(1)[0]).arrange()
     build = plans.build_model
 
     def watched(*arguments: Any) -> nn.Module:
@@ -194,7 +260,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     small = experiment_from(
         {
             "task": {"name": TASK, "parameters": arguments.parameters, "kind": arguments.model, "nodes": arguments.neighbours + 1},
-            "topology": {"name": "complete"},
+            "topology": {"name": arguments.topology},
             "algorithm": {"name": arguments.algorithm, "local_steps": 2, "batch_size": 8},
             "optimizer": {"name": "sgd", "momentum": 0.9} if arguments.optimizer == "momentum" else {"name": arguments.optimizer},
             **({"weights": "push-sum"} if arguments.algorithm == "push-sum" else {}),
@@ -203,6 +269,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             "stop": {"relative_consensus": 1e-300, "settle": arguments.rounds} if arguments.model == "point" else None,
             "baselines": [],
             "dtype": "float32",
+            **arguments.set,
         }
     )
     with tempfile.TemporaryDirectory() as folder, ExitStack() as ports:
@@ -230,7 +297,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             }
             path = place / name / "site.yaml"
             path.write_text(dump_yaml(site), encoding="utf-8")
-            command = [sys.executable, __file__, "--node", str(path)]
+            command = [sys.executable, __file__, "--node", str(path), "--order", arguments.order]
             processes.append(subprocess.Popen(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True))  # noqa: S603  # our own command
         outputs = [process.communicate(timeout=DEADLINE_S)[0] for process in processes]
     return {"parameters": plan.layout.size, "nodes": [json.loads(output.splitlines()[-1]) for output in outputs]}
@@ -246,11 +313,14 @@ def main() -> None:
     parser.add_argument("--optimizer", default="sgd", help="as in experiment.yaml, or momentum: sgd with one")
     parser.add_argument("--neighbours", type=int, default=2, choices=range(1, MOST_NODES))
     parser.add_argument("--spill-mb", type=float, help="memory that neighbours' updates may take; default: all that they want")
+    parser.add_argument("--topology", default="complete", help="star: the first node alone has all neighbours")
+    parser.add_argument("--set", type=json.loads, default={}, help="more keys of experiment.yaml, as JSON")
+    parser.add_argument("--order", choices=ORDERS, default="any", help="of events; by default as it comes")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--node", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.node is not None:
-        node(arguments.node)
+        node(arguments.node, arguments.order)
     else:
         print(json.dumps(measure(arguments), indent=2))
 

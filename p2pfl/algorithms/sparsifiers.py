@@ -43,10 +43,13 @@ class TopK:
         size, kept = ctx.layout.size, _kept(self.share, ctx.layout)
         # a rank by magnitude and place, not topk's own choice among equals: that depends on device and shape
         magnitude = v.abs().nan_to_num(nan=math.inf)
-        least = magnitude.topk(kept, dim=-1, sorted=False).values.amin(dim=-1, keepdim=True)
+        least = _least_of_largest(magnitude, kept)
         larger, equal = magnitude > least, magnitude == least
         room = kept - larger.sum(dim=-1, keepdim=True)
-        chosen = larger | (equal & (equal.cumsum(dim=-1) <= room))
+        if bool((equal.sum(dim=-1, keepdim=True) > room).any()):
+            equal &= equal.cumsum(dim=-1) <= room
+        chosen = larger.logical_or_(equal)
+        del magnitude, equal
         indices = chosen.nonzero()[:, -1].reshape(*v.shape[:-1], kept)
         values = v.gather(-1, indices)
         if _is_bitmap(size, kept):
@@ -58,9 +61,7 @@ class TopK:
         size, values = ctx.layout.size, parts["values"].to(dtype)
         kept = values.shape[-1]
         if _is_bitmap(size, kept):
-            chosen = unpacked(parts["places"], size)
-            rank = chosen.cumsum(dim=-1) - 1
-            return torch.where((chosen > 0) & (rank < kept), values.gather(-1, rank.clamp(0, kept - 1)), 0)
+            return _placed(unpacked(parts["places"], size), values)
         indices = parts["places"].long()
         if _index_dtype(size) is torch.int16:
             indices = indices & _MASK_16
@@ -174,6 +175,28 @@ class LowRank:
 def _kept(fraction: float, layout: Layout) -> int:
     """Count k of coordinates, of at least one coordinate."""
     return min(max(round(fraction * layout.size), 1), layout.size)
+
+
+def _least_of_largest(magnitude: Tensor, kept: int) -> Tensor:
+    """The smallest of the so many largest numbers, none of them NaN, along the last axis, which stays; (..., P) -> (..., 1)."""
+    if magnitude.device.type != "cpu" or magnitude.dtype not in (torch.float32, torch.float64):
+        return magnitude.topk(kept, dim=-1, sorted=False).values.amin(dim=-1, keepdim=True)
+    parted, place = magnitude.clone(memory_format=torch.contiguous_format), magnitude.shape[-1] - kept
+    parted.numpy().partition(place, axis=-1)  # in place, where topk takes 16 bytes more for each number
+    return parted[..., place : place + 1].clone()
+
+
+def _placed(chosen: Tensor, values: Tensor) -> Tensor:
+    """Values (..., S) in the first S chosen places, in their order, and zeros elsewhere; chosen (..., P) holds zeros and ones."""
+    flat, rows = chosen.reshape(-1, chosen.shape[-1]), values.reshape(-1, values.shape[-1])
+    row, place = flat.nonzero().unbind(-1)
+    number = flat.count_nonzero(dim=-1)
+    rank = torch.arange(len(row), device=row.device) - (number.cumsum(0) - number)[row]
+    exists = rank < rows.shape[-1]
+    row, place, rank = row[exists], place[exists], rank[exists]
+    placed = rows.new_zeros(flat.shape)
+    placed[row, place] = rows[row, rank]
+    return placed.reshape(chosen.shape)
 
 
 def _index_dtype(size: int) -> torch.dtype:

@@ -99,7 +99,7 @@ class Node:
         self.agreed = agreed = AgreedStart(plan, me, signing, study_digest=study_digest, within_s=within_s, began_ms=began_ms)
         self.spill_mb = spill_mb
         spills = is_spilled(largest_update_bytes(self.formats), len(plan.neighbours(me)), spill_mb)
-        self.room = UpdateRoom(state, spills=spills, on_event=self.log.event)
+        self.room = UpdateRoom(state, spills=spills, num_neighbours=len(plan.neighbours(me)), on_event=self.log.event)
         self.probing = EdgeProbing()
         self.protocol = protocol = own_edges(
             plan,
@@ -112,6 +112,7 @@ class Node:
             self.view,
             start_anew=start_anew,
             make_room=self.room.make,
+            make_early_room=self.room.make_early,
             on_event=self.log.event,
             probes=own_probes(plan, me, study_digest, self.probing.take),
         )

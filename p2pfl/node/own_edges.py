@@ -45,6 +45,7 @@ def own_edges(
     *,
     start_anew: bool,
     make_room: MakeRoom,
+    make_early_room: MakeRoom,
     on_event: OnEvent,
     probes: Probes | None = None,
 ) -> Protocol:
@@ -52,7 +53,16 @@ def own_edges(
     algorithm, pace = plan.recipe.algorithm, plan.experiment.pace
     in_step = pace.kind.in_step
     ahead = exchanges_ahead(plan)
-    session_with = partial(LinkSession, member=me, terms=terms, incarnation=incarnation, formats=formats, ahead=ahead, make_room=make_room)
+    session_with = partial(
+        LinkSession,
+        member=me,
+        terms=terms,
+        incarnation=incarnation,
+        formats=formats,
+        ahead=ahead,
+        make_room=make_room,
+        make_early_room=make_early_room if in_step else None,  # else every number is above the one that was merged last
+    )
     neighbours = {
         name: Neighbour(
             name=name, session=session_with(peer=name), allowance=NeighbourAllowance(update_bytes=largest_update_bytes(formats))

@@ -1,7 +1,9 @@
 """Room for neighbours' updates, in memory or, where they would take too much of it, in files of the state folder.
 
-A flow takes the place of the update that it came of, so that open flows lie where their updates lay. A file has no name: nothing of it
-is left after a node has ended, however it ended.
+A neighbour has one place in memory: for its update, then for the flow that comes of it, until the neighbour's next update settles that. An
+update that comes before its exchange finds the place taken. Large ones then lie in files, so that no order of events takes more memory.
+A flow takes the place of the update that it came of, so that open flows lie where their updates lay. A file has no name: nothing of it is
+left after a node has ended, however it ended.
 """
 
 from __future__ import annotations
@@ -22,6 +24,9 @@ from p2pfl.runs.events import EventKind
 from p2pfl.wire.update import in_memory
 
 _COPIES_IN_MEMORY_BYTES = 64 * 10**6
+_EARLY_IN_MEMORY_BYTES = 8 * 10**6
+"""Bytes of updates that may come early and be in memory; the forecast does not count them."""
+
 _FREE_AT_LEAST_BYTES = 64 * 2**20
 """Room that stays on the disk for records and other things of the node."""
 
@@ -39,23 +44,33 @@ def is_kept_in_files(num_bytes: int) -> bool:
     return num_bytes > _COPIES_IN_MEMORY_BYTES
 
 
+def early_in_files(update_bytes: int, num_neighbours: int) -> bool:
+    """Tell whether updates of so many neighbours that come before their exchange lie in files wherever the others lie."""
+    return num_neighbours * update_bytes > _EARLY_IN_MEMORY_BYTES
+
+
 class UpdateRoom:
     """Room for updates and for copies of models, made anew for each.
 
     Args:
         folder: of the files.
         spills: whether updates lie in files.
+        num_neighbours: neighbours whose updates may be here at the same time.
         on_event: takes the kind of an event and a sentence about it.
     """
 
-    def __init__(self, folder: Path, *, spills: bool, on_event: Callable[[EventKind, str], None]) -> None:
-        self._folder, self.spills, self._on_event = folder, spills, on_event
+    def __init__(self, folder: Path, *, spills: bool, num_neighbours: int = 1, on_event: Callable[[EventKind, str], None]) -> None:
+        self._folder, self.spills, self._num_neighbours, self._on_event = folder, spills, num_neighbours, on_event
         self._said_s = float("-inf")
         self._has_worked = True
 
     def make(self, size_bytes: int) -> NDArray[np.uint8]:
         """Make room for an update of so many bytes, to be written to."""
         return self._in_file(size_bytes) if self.spills else in_memory(size_bytes)
+
+    def make_early(self, size_bytes: int) -> NDArray[np.uint8]:
+        """Make room for an update that comes before its exchange, while the neighbour's place in memory may be taken."""
+        return self._in_file(size_bytes) if self.spills or early_in_files(size_bytes, self._num_neighbours) else in_memory(size_bytes)
 
     def copy(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Copy tensors, into one file where updates lie in files or where the copies are large."""

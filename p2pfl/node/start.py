@@ -28,12 +28,13 @@ from p2pfl.node.daemon import Daemon
 from p2pfl.node.node import Node
 from p2pfl.node.own_contract import differences_here
 from p2pfl.node.own_links import own_links
+from p2pfl.node.round_steps import TRIM_FROM_BYTES
 from p2pfl.node.site import SiteFile
 from p2pfl.node.state_folder import held_state
 from p2pfl.protocol.agreed_start import Signing
 from p2pfl.protocol.network_view import ViewPolicy
 from p2pfl.runs.open_files import raise_file_limit
-from p2pfl.training.freed_memory import return_freed_memory
+from p2pfl.training.freed_memory import return_freed_memory, return_large_at_once
 from p2pfl.wire.negotiation import announcing
 from p2pfl.yaml_files import check
 
@@ -120,8 +121,11 @@ def start(
         )
         host, port = site.status_address
         daemon = Daemon(node, status_host=host, status_port=port)
+        if plan.layout.size_bytes >= TRIM_FROM_BYTES:
+            return_large_at_once()
+        memory = daemon.memory()
         return_freed_memory()
-        log.info("memory: %s", daemon.memory().text)
+        log.info("memory: %s", memory.text)
         return asyncio.run(_run(daemon, until_stdin_closes=until_stdin_closes))
 
 

@@ -238,13 +238,18 @@ class LocalSteps:
         together = max(1, min(4096, CACHE_BYTES // (gradients * self._layout.size_bytes + kept)))
         return max(together, _GROUPED) if self.compiled is not None else together
 
-    def step_bytes(self, x_NP: Tensor) -> int:
-        """Bytes of gradients, and of what the optimiser makes of them, that one local step needs for all rows beside plain SGD's."""
+    def step_bytes(self, x_NP: Tensor, estimate_bytes: int) -> int:
+        """Bytes of gradients, and of what the optimiser makes of them, that one local step needs for all rows beside plain SGD's.
+
+        Args:
+            x_NP: the rows.
+            estimate_bytes: of the parameters at which gradients are taken, which are there until they have been.
+        """
         gradients = 1 if self.gradients.batched is not None else 2  # of each tensor, and side by side
         corrected = (
             "gradient" in self._recipe.algorithm.local_changes or bool(self._recipe.optimizer.weight_decay) or self._scale_N is not None
         )
-        steps = (gradients + int(corrected)) * x_NP.nbytes
+        steps = max(gradients * x_NP.nbytes + estimate_bytes, (gradients + int(corrected)) * x_NP.nbytes)
         if gradients == 2 and returns_parts(x_NP):  # noqa: PLR2004  # what has been put into the whole one is given back
             largest = max(spec.size for spec in self._layout.tensors) * x_NP.element_size()
             steps -= max(0, x_NP.nbytes - RETURN_AT_ONCE_BYTES - largest)

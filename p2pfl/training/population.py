@@ -213,19 +213,19 @@ class Population:
         """Whether torch loads its optimisers, and what they stand on, to train the rows."""
         return self._steps is not None and self._steps.loads_optimizers
 
-    @property
-    def training_bytes(self) -> int:
-        """Bytes that a round of local steps needs for each row beside it: moved parameters, gradients, the optimiser's next state."""
+    def training_bytes(self, estimate_bytes: int = 0) -> int:
+        """Bytes that local steps need for each row beside its state: moved parameters, gradients, the optimiser's next state.
+
+        Args:
+            estimate_bytes: of each row's parameters at which gradients are taken, where these are other tensors than the moved ones.
+        """
         if self._steps is None:
             return 0
         x_NP = self.state["x"]
         if self._steps.plain_steps is not None:
             return x_NP.nbytes // len(self.sites)
-        has_changes = "state" in self.recipe.algorithm.local_changes
-        changed = sum(tensor.nbytes for tensor in self.state.values()) if has_changes else 0  # one is there twice while it is made
-        steps = self._steps.step_bytes(x_NP)
         moved = x_NP.nbytes + sum(tensor.nbytes for tensor in self.optimizer_state.values())
-        return (moved + max(steps, changed)) // len(self.sites)
+        return (moved + self._steps.step_bytes(x_NP, estimate_bytes * len(self.sites))) // len(self.sites)
 
     def compile(self) -> None:
         """From now on train in compiled loops, which differ by rounding; in torch where there are none and the recipe asks for none.

@@ -117,6 +117,7 @@ class LinkSession:
         formats: of the updates of our study, one for each phase of a round.
         ahead: how many exchanges after the current one an update may be of and is kept.
         make_room: where an update lies.
+        make_early_room: where one of an exchange after the current one lies; None: likewise.
     """
 
     def __init__(
@@ -129,6 +130,7 @@ class LinkSession:
         formats: Sequence[UpdateFormat],
         ahead: int = 1,
         make_room: MakeRoom = in_memory,
+        make_early_room: MakeRoom | None = None,
     ) -> None:
         self.peer = peer
         self.state = LinkState.UNKNOWN
@@ -138,7 +140,7 @@ class LinkSession:
         self._terms = terms
         self._incarnation = incarnation
         self._peer_incarnation = 0
-        self._assembly = Assembly(*formats, make_room=make_room)
+        self._assembly = Assembly(*formats, make_room=make_room, make_early_room=make_early_room)
         self._ahead = ahead
         self._complete: dict[tuple[int, bool], bytes] = {}  # digests of those handed out, of the current exchange and those ahead
 
@@ -283,7 +285,7 @@ class LinkSession:
                 self._assembly.drop()  # of the other kind, and given up: its chunks could not be told from those that follow
         if dropped is not None:
             return ReceivedMessage(message=update, dropped=dropped)
-        return self._taken(update, update, self._assembly.begin(update, payload))
+        return self._taken(update, update, self._assembly.begin(update, payload, is_early=update.exchange > exchange))
 
     def _continued(self, chunk: Chunk, payload: memoryview, exchange: int) -> ReceivedMessage:
         dropped = self._unusable(chunk.exchange, exchange)

@@ -40,6 +40,7 @@ _FURTHER = 12  # exchanges that a sender may be ahead of an update that it still
 
 _CHECKED_AT_ONCE = 2**18  # numbers looked at together for finiteness, so that a large model needs no large mask
 _SINGLE_BYTES = 4
+_ALIGNED_BYTES = 64
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,12 @@ class UpdateFormat:
     def entries(self) -> tuple[ChannelEntry, ...]:
         """The channels as an Update announces them."""
         return tuple((name, dtype, math.prod(shape)) for name, dtype, shape in self.channels)
+
+    @cached_property
+    def lead_bytes(self) -> int:
+        """Bytes of room to leave before a payload, so that its largest channel begins where its numbers are read without a copy."""
+        sizes = [size * DTYPES[dtype].itemsize for _, dtype, size in self.entries]
+        return -sum(sizes[: sizes.index(max(sizes))]) % _ALIGNED_BYTES
 
     def pack(self, exchange: int, arrays: Arrays, state_digests: StateDigests | None = None) -> EncodedUpdate:
         """Encode the update of one exchange; *state_digests* are of the values that it continues and leads to.
@@ -263,20 +270,31 @@ class Assembly:
 
     An update counts when all of it is there and its digest and every number have been checked. Until then nothing leaves this object.
     There is one format for each phase of a round.
+
+    Args:
+        formats: of the updates.
+        make_room: where an update lies.
+        make_early_room: where one lies that comes before its exchange, while the neighbour's last one may still be here.
     """
 
-    __slots__ = ("_buffer", "_format", "_formats", "_hash", "_make_room", "received_bytes", "update")
+    __slots__ = ("_buffer", "_format", "_formats", "_hash", "_is_early", "_make_early_room", "_make_room", "received_bytes", "update")
 
-    def __init__(self, *formats: UpdateFormat, make_room: MakeRoom = in_memory) -> None:
-        self._formats, self._make_room = formats, make_room
+    def __init__(self, *formats: UpdateFormat, make_room: MakeRoom = in_memory, make_early_room: MakeRoom | None = None) -> None:
+        self._formats, self._make_room, self._make_early_room = formats, make_room, make_early_room or make_room
         self._format = formats[0]
         self._buffer: NDArray[np.uint8] | None = None
+        self._is_early = False
         self._hash = hashlib.sha256()
         self.update: Update | None = None
         self.received_bytes = 0
 
-    def begin(self, update: Update, payload: memoryview) -> Unpacked | None:
+    def begin(self, update: Update, payload: memoryview, *, is_early: bool = False) -> Unpacked | None:
         """Take an announcement and its first chunk, giving up what was there before; arrays and norms if the update is complete now.
+
+        Args:
+            update: the announcement.
+            payload: the first chunk.
+            is_early: the update is of an exchange that this node has not begun.
 
         Raises:
             BadMessage: "wrong_size", "wrong_format", "wrong_digest", "not_finite" or "bad_message"; the update is given up.
@@ -287,9 +305,11 @@ class Assembly:
             raise BadMessage(f"an update of {update.size_bytes} bytes: expected {self._format.size_bytes}", reason="wrong_size")
         if update.channels != self._format.entries:
             raise BadMessage(f"an update of other channels: expected {self._format.entries}", reason="wrong_format")
-        if self._buffer is None or self._buffer.size != self._format.size_bytes:
+        if self._buffer is None or self._buffer.size != self._format.size_bytes or (is_early and not self._is_early):
             self._buffer = None  # the old room is given up before there is a new one
-            self._buffer = self._make_room(self._format.size_bytes)
+            make_room, lead_bytes = self._make_early_room if is_early else self._make_room, self._format.lead_bytes
+            self._buffer = make_room(self._format.size_bytes + lead_bytes)[lead_bytes:]
+            self._is_early = is_early
         self.update = update
         return self._take(payload)
 

@@ -198,19 +198,39 @@ def test_models_in_memory_are_counted_without_those_in_files(neighbours, spill_m
 
     found = forecast_node(plan, plan.population([name]), neighbours, spill_mb=spill_mb)
 
-    assert (found.peak_bytes - 32 * 2**20) / found.model_bytes == pytest.approx(models, abs=1e-3)
+    assert (found.peak_bytes - found.links_bytes - 32 * 2**20) / found.model_bytes == pytest.approx(models, abs=0.02)
     assert found.spilled_bytes == (3 * neighbours * found.model_bytes if spill_mb == 0 else 0)
     assert ("of files" in found.text) == (spill_mb == 0)
 
 
+@needs_linux
+def test_large_updates_that_come_before_their_exchange_lie_in_files_wherever_others_lie(tmp_path):
+    room = spill.UpdateRoom(tmp_path, spills=False, num_neighbours=4, on_event=lambda kind, detail: None)
+    small = spill.UpdateRoom(tmp_path, spills=False, num_neighbours=1, on_event=lambda kind, detail: None)
+    large = room.make_early(3 * 10**6)
+
+    assert file_at(large.ctypes.data).startswith(str(tmp_path))
+    assert not file_at(room.make(3 * 10**6).ctypes.data).startswith(str(tmp_path))
+    assert not file_at(small.make_early(3 * 10**6).ctypes.data).startswith(str(tmp_path))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("spill", "most"), [(["--spill-mb", "0"], 5), ([], 9)])
-def test_a_node_with_four_neighbours_needs_five_models_beside_its_files_and_nine_without(spill, most):
-    command = [sys.executable, str(BENCHMARK), "--parameters", "25000000", "--rounds", "3", "--neighbours", "4", *spill]
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [
+        pytest.param(["--order", "deaf", "--spill-mb", "0"], 5, id="in-files"),
+        pytest.param(["--order", "deaf"], 9, id="in-memory"),
+        # the first node takes four updates more before it mixes
+        pytest.param(["--order", "early"], 9, id="in-memory-early"),
+    ],
+)
+def test_a_node_with_four_neighbours_needs_five_models_beside_its_files_and_nine_without(options, most):
+    command = [sys.executable, str(BENCHMARK), "--parameters", "25000000", "--rounds", "2", "--neighbours", "4", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=True)
     found = json.loads(done.stdout)["nodes"]
 
     assert len(found) == 5
     for node in found:
         assert node["models"] <= most, node
-        assert node["models"] == pytest.approx(node["foretold"], rel=0.1), node
+        assert node["models"] <= 1.1 * node["foretold"], node
+    assert max(node["models"] / node["foretold"] for node in found) >= 0.9, found

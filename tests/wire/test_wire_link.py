@@ -273,6 +273,19 @@ def test_an_update_of_the_next_exchange_is_taken():
     assert said(open_session(), UPDATE, exchange=6).received.exchange == 7
 
 
+@pytest.mark.parametrize(("exchange", "place"), [(7, "usual"), (6, "early")])
+def test_an_update_of_the_next_exchange_lies_in_room_of_its_own(exchange, place):
+    made = []
+    rooms = {f"make{kind}_room": lambda size, kind=kind: made.append(kind) or np.empty(size, np.uint8) for kind in ("", "_early")}
+    link = session(LARGE, **rooms)
+    link.receive(encode(HELLO), exchange=exchange)
+    for frames in large_frames():
+        heard = link.receive(frames, exchange=exchange)
+
+    assert heard.received.exchange == 7
+    assert made == [{"usual": "", "early": "_early"}[place]]
+
+
 def test_updates_of_far_exchanges_cost_no_memory():
     link, frames = open_session(LARGE), large_frames()[0]
     tracemalloc.start()

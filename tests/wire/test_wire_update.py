@@ -98,6 +98,45 @@ def test_what_has_arrived_is_not_written_over_by_the_next_update():
     assert np.array_equal(large_array(2), second["x"])
 
 
+def test_a_large_channel_behind_an_odd_one_is_read_where_it_came():
+    rooms = []
+    odd = UpdateFormat(channels=(("count", "uint8", (3,)), ("x", "float64", (300_000,)), ("y", "float32", (5,))))
+
+    def make_room(size_bytes):
+        rooms.append(np.empty(size_bytes, dtype=np.uint8))
+        return rooms[-1]
+
+    arrays = {"count": np.arange(3, dtype=np.uint8), "x": large_array(), "y": np.ones(5, np.float32)}
+    found = received(Assembly(odd, make_room=make_room), sent(odd, arrays))
+
+    assert all(np.array_equal(arrays[name], found[name]) for name in arrays)
+    assert len(rooms) == 1
+    assert np.shares_memory(found["x"], rooms[0])
+    assert LARGE.lead_bytes == 0
+
+
+def test_an_update_that_comes_early_lies_in_room_of_its_own_also_where_one_was_given_up_before_it():
+    made = []
+
+    def make_in(place):
+        def make(size_bytes):
+            made.append(place)
+            return np.empty(size_bytes, dtype=np.uint8)
+
+        return make
+
+    assembly = Assembly(LARGE, make_room=make_in("usual"), make_early_room=make_in("early"))
+    (first, payload), *rest = sent(LARGE, {"x": large_array()})
+    assembly.begin(first, payload)
+    assembly.begin(first, payload, is_early=True)  # after a part of one that is not early
+    assembly.begin(first, payload)  # and its room will do for any
+    whole = received(assembly, rest)
+    assembly.begin(first, payload)
+
+    assert np.array_equal(large_array(), whole["x"])
+    assert made == ["usual", "early", "usual"]
+
+
 @pytest.mark.parametrize(
     ("arrays", "fault"),
     [
