@@ -98,6 +98,24 @@ def test_what_has_arrived_is_not_written_over_by_the_next_update():
     assert np.array_equal(large_array(2), second["x"])
 
 
+def test_there_is_room_when_the_second_chunk_comes_and_not_before():
+    made = []
+
+    def make_room(size_bytes):
+        made.append(size_bytes)
+        return np.empty(size_bytes, np.uint8)
+
+    assembly, (first, *others) = Assembly(LARGE, make_room=make_room), sent(LARGE, {"x": large_array()})
+    assembly.begin(*first)
+    assert (made, assembly.received_bytes) == ([], CHUNK_BYTES)
+
+    assembly.drop()
+    assert np.array_equal(large_array(1), received(assembly, sent(LARGE, {"x": large_array(1)}))["x"])
+    assert refused(assembly, [first, (others[0][0], others[0][1][1:])]) == "bad_message"
+    assert np.array_equal(large_array(), received(assembly, [first, *others])["x"])
+    assert made == [LARGE.size_bytes] * 2
+
+
 @pytest.mark.parametrize(
     ("arrays", "fault"),
     [
