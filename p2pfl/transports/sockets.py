@@ -102,10 +102,21 @@ class LinkSocket:
         Not by the asyncio socket's own method: an error that it puts into a Future holds the frames until Python looks for circles of
         garbage, and the frames may hold a model.
         """
+        last = len(frames) - 1
         try:
-            self._plain.send_multipart(frames, flags=zmq.DONTWAIT, copy=False)
+            for place, frame in enumerate(frames):
+                flags = zmq.DONTWAIT if place == last else zmq.DONTWAIT | zmq.SNDMORE
+                # short frames are copied: to share one takes longer, and most that find no room are refused with the first frame
+                self._plain.send(frame, flags, copy=memoryview(frame).nbytes < zmq.COPY_THRESHOLD)
         finally:
             self.socket.get(zmq.EVENTS)  # sending may have taken the notice that something has come
+
+    def offer(self, frames: Sequence[bytes | memoryview]) -> bool:
+        """Whether a DEALER has a link and its queue took a message; to ask first takes less than an exception."""
+        has_room = bool(cast(int, self.socket.get(zmq.EVENTS)) & zmq.POLLOUT)
+        if has_room:
+            self.send(frames)
+        return has_room
 
     def send_sign_of_life(self, peer: str, *route: bytes) -> bool:
         """Whether there is a connection to a peer, by sending an empty frame; one whose queue is full is one."""
@@ -125,9 +136,12 @@ class LinkSocket:
         # a message that is there already is returned without a pause: a peer that keeps sending would hold the loop for itself
         await asyncio.sleep(0)
         try:
-            return self._plain.recv_multipart(flags=zmq.DONTWAIT, copy=False)
+            frames = [self._plain.recv(zmq.DONTWAIT, copy=False)]
         except zmq.Again:  # only to wait takes a future and a watch on the socket
             return await self.socket.recv_multipart(copy=False)
+        while frames[-1].more:  # all of a message is there as soon as its first frame is
+            frames.append(self._plain.recv(zmq.DONTWAIT, copy=False))
+        return frames
 
     @property
     def has_unread(self) -> bool:
