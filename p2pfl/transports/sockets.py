@@ -25,6 +25,9 @@ MISSED_HEARTBEATS = 4
 ROUTE_BYTES = 5  # routing ids that the ROUTER makes itself, from a random start: a zero and a counter
 ROUTES_KEPT = 4
 
+_NOW, _NOW_AND_MORE = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE)  # as numbers: to combine flags takes as long as to send
+_SHARED_FROM_BYTES = 2**16  # a shorter frame is copied, which takes less than to share it
+
 EVENTS: dict[int, str] = {
     zmq.Event.HANDSHAKE_SUCCEEDED: "connected",
     zmq.Event.DISCONNECTED: "disconnected",
@@ -102,21 +105,13 @@ class LinkSocket:
         Not by the asyncio socket's own method: an error that it puts into a Future holds the frames until Python looks for circles of
         garbage, and the frames may hold a model.
         """
-        last = len(frames) - 1
+        *others, last = frames
         try:
-            for place, frame in enumerate(frames):
-                flags = zmq.DONTWAIT if place == last else zmq.DONTWAIT | zmq.SNDMORE
-                # short frames are copied: to share one takes longer, and most that find no room are refused with the first frame
-                self._plain.send(frame, flags, copy=memoryview(frame).nbytes < zmq.COPY_THRESHOLD)
+            for frame in others:
+                self._plain.send(frame, _NOW_AND_MORE, copy=memoryview(frame).nbytes < _SHARED_FROM_BYTES)
+            self._plain.send(last, _NOW, copy=memoryview(last).nbytes < _SHARED_FROM_BYTES)
         finally:
             self.socket.get(zmq.EVENTS)  # sending may have taken the notice that something has come
-
-    def offer(self, frames: Sequence[bytes | memoryview]) -> bool:
-        """Whether a DEALER has a link and its queue took a message; to ask first takes less than an exception."""
-        has_room = bool(cast(int, self.socket.get(zmq.EVENTS)) & zmq.POLLOUT)
-        if has_room:
-            self.send(frames)
-        return has_room
 
     def send_sign_of_life(self, peer: str, *route: bytes) -> bool:
         """Whether there is a connection to a peer, by sending an empty frame; one whose queue is full is one."""
@@ -136,11 +131,11 @@ class LinkSocket:
         # a message that is there already is returned without a pause: a peer that keeps sending would hold the loop for itself
         await asyncio.sleep(0)
         try:
-            frames = [self._plain.recv(zmq.DONTWAIT, copy=False)]
+            frames = [self._plain.recv(_NOW, copy=False)]
         except zmq.Again:  # only to wait takes a future and a watch on the socket
             return await self.socket.recv_multipart(copy=False)
         while frames[-1].more:  # all of a message is there as soon as its first frame is
-            frames.append(self._plain.recv(zmq.DONTWAIT, copy=False))
+            frames.append(self._plain.recv(_NOW, copy=False))
         return frames
 
     @property

@@ -233,8 +233,7 @@ class ZeroMQTransport:
                 if not self._routes.send(peer, frames):
                     raise self._no_link(peer)
                 return True
-            if not self._diallers[peer].dealer.offer(frames):
-                return False
+            self._diallers[peer].dealer.send(frames)
         except zmq.Again:
             return False
         except zmq.ZMQError as error:
