@@ -178,6 +178,7 @@ def both_ways_raw(address: str, keys: Keys, server_key: bytes | None, num_frames
                     to_send -= 1
             results.put(("raw", number, (started_s, time.monotonic()), spent_since(used)))
             turn.wait(TIMEOUT_S)
+        turn.wait(TIMEOUT_S)  # to end takes processor time, of which the daemons' last turn would have less
 
 
 class TimedDaemon(Daemon):
@@ -247,6 +248,7 @@ def both_ways_daemon(
     daemon = TimedDaemon(node, status_port=None)
     daemon.turn, daemon.results = turn, results
     asyncio.run(daemon.run())
+    turn.wait(TIMEOUT_S)
 
 
 def measure_both_ways(repeats: int, megabytes: int) -> dict[str, object]:

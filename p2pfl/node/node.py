@@ -98,8 +98,11 @@ class Node:
         began_ms, within_s = int(1000 * time.time()), timeouts.start_within_s
         self.agreed = agreed = AgreedStart(plan, me, signing, study_digest=study_digest, within_s=within_s, began_ms=began_ms)
         self.spill_mb = spill_mb
-        spills = is_spilled(largest_update_bytes(self.formats), len(plan.neighbours(me)), spill_mb)
-        self.room = UpdateRoom(state, spills=spills, num_neighbours=len(plan.neighbours(me)), on_event=self.log.event)
+        num_neighbours, balances = len(plan.neighbours(me)), plan.experiment.pace.kind.balances
+        spills = is_spilled(largest_update_bytes(self.formats), num_neighbours, spill_mb)
+        # only where flows take the places of updates, so that a node holds one of each neighbour at any time
+        num_reused = num_neighbours if plan.recipe.algorithm.reads_once and balances else 0
+        self.room = UpdateRoom(state, spills=spills, num_neighbours=num_neighbours, num_reused=num_reused, on_event=self.log.event)
         self.probing = EdgeProbing()
         self.protocol = protocol = own_edges(
             plan,

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from p2pfl.node.used_room import UsedRooms
 from p2pfl.params import tensor_over
 from p2pfl.runs.events import EventKind
 from p2pfl.wire.update import in_memory
@@ -50,23 +51,27 @@ def early_in_files(update_bytes: int, num_neighbours: int) -> bool:
 
 
 class UpdateRoom:
-    """Room for updates and for copies of models, made anew for each.
+    """Room for updates and for copies of models.
 
     Args:
         folder: of the files.
         spills: whether updates lie in files.
         num_neighbours: neighbours whose updates may be here at the same time.
         on_event: takes the kind of an event and a sentence about it.
+        num_reused: updates that lie in memory at the same time anyway, whose room is used again; 0: it is made anew for each.
     """
 
-    def __init__(self, folder: Path, *, spills: bool, num_neighbours: int = 1, on_event: Callable[[EventKind, str], None]) -> None:
+    def __init__(
+        self, folder: Path, *, spills: bool, num_neighbours: int = 1, num_reused: int = 0, on_event: Callable[[EventKind, str], None]
+    ) -> None:
         self._folder, self.spills, self._num_neighbours, self._on_event = folder, spills, num_neighbours, on_event
+        self._used = UsedRooms(num_reused)
         self._said_s = float("-inf")
         self._has_worked = True
 
     def make(self, size_bytes: int) -> NDArray[np.uint8]:
         """Make room for an update of so many bytes, to be written to."""
-        return self._in_file(size_bytes) if self.spills else in_memory(size_bytes)
+        return self._in_file(size_bytes) if self.spills else self._used.make(size_bytes)
 
     def make_early(self, size_bytes: int) -> NDArray[np.uint8]:
         """Make room for an update that comes before its exchange, while the neighbour's place in memory may be taken."""

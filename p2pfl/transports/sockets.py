@@ -25,6 +25,9 @@ MISSED_HEARTBEATS = 4
 ROUTE_BYTES = 5  # routing ids that the ROUTER makes itself, from a random start: a zero and a counter
 ROUTES_KEPT = 4
 
+_NOW, _NOW_AND_MORE = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE)  # as numbers: to combine flags takes as long as to send
+_SHARED_FROM_BYTES = 2**16  # a shorter frame is copied, which takes less than to share it
+
 EVENTS: dict[int, str] = {
     zmq.Event.HANDSHAKE_SUCCEEDED: "connected",
     zmq.Event.DISCONNECTED: "disconnected",
@@ -102,8 +105,11 @@ class LinkSocket:
         Not by the asyncio socket's own method: an error that it puts into a Future holds the frames until Python looks for circles of
         garbage, and the frames may hold a model.
         """
+        *others, last = frames
         try:
-            self._plain.send_multipart(frames, flags=zmq.DONTWAIT, copy=False)
+            for frame in others:
+                self._plain.send(frame, _NOW_AND_MORE, copy=memoryview(frame).nbytes < _SHARED_FROM_BYTES)
+            self._plain.send(last, _NOW, copy=memoryview(last).nbytes < _SHARED_FROM_BYTES)
         finally:
             self.socket.get(zmq.EVENTS)  # sending may have taken the notice that something has come
 
@@ -125,9 +131,12 @@ class LinkSocket:
         # a message that is there already is returned without a pause: a peer that keeps sending would hold the loop for itself
         await asyncio.sleep(0)
         try:
-            return self._plain.recv_multipart(flags=zmq.DONTWAIT, copy=False)
+            frames = [self._plain.recv(_NOW, copy=False)]
         except zmq.Again:  # only to wait takes a future and a watch on the socket
             return await self.socket.recv_multipart(copy=False)
+        while frames[-1].more:  # all of a message is there as soon as its first frame is
+            frames.append(self._plain.recv(_NOW, copy=False))
+        return frames
 
     @property
     def has_unread(self) -> bool:

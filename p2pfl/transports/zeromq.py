@@ -26,6 +26,7 @@ from zmq.utils import z85
 
 from p2pfl.errors import QueueFull, TransportError
 from p2pfl.transports.admission import Account, Admission, source_of
+from p2pfl.transports.arrivals import Arrivals
 from p2pfl.transports.base import (
     MAX_FRAME_BYTES,
     MAX_FRAMES,
@@ -130,7 +131,7 @@ class ZeroMQTransport:
         self._sockets: list[LinkSocket] = []  # in the order in which they were opened
         self._own_sockets: list[zmq.asyncio.Socket] = []  # inside the process: ZAP
         self._diallers: dict[str, Dialler] = {}
-        self._came = asyncio.Event()  # something has come over some link
+        self._arrivals = Arrivals()  # over all links
         self._taken_s: dict[str, float] = {}  # when a link's queue last took a message
         self._up: set[str] = set()  # dialled neighbours with a link
         self._ended = asyncio.Event()  # a connection that somebody made to this node is over
@@ -182,12 +183,10 @@ class ZeroMQTransport:
                 raise self._no_link(peer)
             if left_s <= 0:
                 raise QueueFull(f"queue from {self.me.name} to {peer} full for {timeout_s} s")
-            # as long as the queue has been full, or some of it: what empties fast must not stand empty, nor a slow one be asked often
+            # as long as the queue has been full, or some of it: what empties fast must not stand empty, nor a slow one be asked often.
+            # Who is busy both ways is awake when something comes, and looks then
             full_s = loop.time() - self._taken_s.get(peer, started_s)
-            self._came.clear()
-            with suppress(TimeoutError):  # who is busy both ways is awake when something comes, and looks then
-                async with asyncio.timeout(min(left_s, NEWS_S / 2 if is_down else max(RETRY_S, min(RETRY_FRACTION * full_s, RETRY_MAX_S)))):
-                    await self._came.wait()
+            await self._arrivals.wait(min(left_s, NEWS_S / 2 if is_down else max(RETRY_S, min(RETRY_FRACTION * full_s, RETRY_MAX_S))))
             self._check_open()
         self._taken_s[peer] = loop.time()
 
@@ -416,7 +415,7 @@ class ZeroMQTransport:
             await self._deliver(peer, frames)
 
     async def _deliver(self, peer: str, frames: Sequence[zmq.Frame]) -> None:
-        self._came.set()
+        self._arrivals.tell()
         if len(frames) > MAX_FRAMES:
             self._refuse("frame_count", f"{len(frames)} frames in a message of {peer}")
             self._links.counters[peer]["frame_count"] += 1

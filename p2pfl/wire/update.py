@@ -269,7 +269,8 @@ class Assembly:
     """One neighbour's update while it is coming in: one buffer, sized from our own format, filled from front to back.
 
     An update counts when all of it is there and its digest and every number have been checked. Until then nothing leaves this object.
-    There is one format for each phase of a round.
+    There is one format for each phase of a round. Room is made when the second chunk is there: with the first one comes a report, which may
+    set free the room of the update before.
 
     Args:
         formats: of the updates.
@@ -277,13 +278,25 @@ class Assembly:
         make_early_room: where one lies that comes before its exchange, while the neighbour's last one may still be here.
     """
 
-    __slots__ = ("_buffer", "_format", "_formats", "_hash", "_is_early", "_make_early_room", "_make_room", "received_bytes", "update")
+    __slots__ = (
+        "_buffer",
+        "_first",
+        "_format",
+        "_formats",
+        "_hash",
+        "_is_early",
+        "_make_early_room",
+        "_make_room",
+        "received_bytes",
+        "update",
+    )
 
     def __init__(self, *formats: UpdateFormat, make_room: MakeRoom = in_memory, make_early_room: MakeRoom | None = None) -> None:
         self._formats, self._make_room, self._make_early_room = formats, make_room, make_early_room or make_room
         self._format = formats[0]
         self._buffer: NDArray[np.uint8] | None = None
         self._is_early = False
+        self._first: memoryview | None = None  # the first chunk, as long as there is no room
         self._hash = hashlib.sha256()
         self.update: Update | None = None
         self.received_bytes = 0
@@ -305,10 +318,9 @@ class Assembly:
             raise BadMessage(f"an update of {update.size_bytes} bytes: expected {self._format.size_bytes}", reason="wrong_size")
         if update.channels != self._format.entries:
             raise BadMessage(f"an update of other channels: expected {self._format.entries}", reason="wrong_format")
-        if self._buffer is None or self._buffer.size != self._format.size_bytes or (is_early and not self._is_early):
-            self._buffer = None  # the old room is given up before there is a new one
-            make_room, lead_bytes = self._make_early_room if is_early else self._make_room, self._format.lead_bytes
-            self._buffer = make_room(self._format.size_bytes + lead_bytes)[lead_bytes:]
+        if self._buffer is not None and (self._buffer.size != self._format.size_bytes or (is_early and not self._is_early)):
+            self._buffer = None
+        if self._buffer is None:
             self._is_early = is_early
         self.update = update
         return self._take(payload)
@@ -325,7 +337,7 @@ class Assembly:
 
     def drop(self) -> None:
         """Give up the update that is coming in; the buffer stays for the next one."""
-        self.update = None
+        self.update = self._first = None
         self.received_bytes = 0
         self._hash = hashlib.sha256()
 
@@ -338,15 +350,15 @@ class Assembly:
 
     def _take(self, payload: memoryview) -> Unpacked | None:
         assert self.update is not None
-        assert self._buffer is not None
         start, expected_bytes = self.received_bytes, min(CHUNK_BYTES, self._format.size_bytes - self.received_bytes)
         if payload.nbytes != expected_bytes:
             self.drop()
             raise BadMessage(f"{payload.nbytes} bytes of payload at {start}: expected {expected_bytes}")
-        self._buffer[start : start + expected_bytes] = payload
-        self._hash.update(payload)
         self.received_bytes += expected_bytes
-        if self.received_bytes < self._format.size_bytes:
+        is_complete = self.received_bytes == self._format.size_bytes
+        self._put(payload, start, is_complete=is_complete)
+        self._hash.update(payload)
+        if not is_complete:
             return None
         is_intact = self._hash.digest() == self.update.digest
         self.drop()
@@ -354,4 +366,18 @@ class Assembly:
             raise BadMessage("a payload that is not what its header announced", reason="wrong_digest")
         # given away: the views that leave must not be written over by the next update
         buffer, self._buffer = self._buffer, None
+        assert buffer is not None
         return self._format.unpack(buffer)
+
+    def _put(self, payload: memoryview, start: int, *, is_complete: bool) -> None:
+        """Put a chunk into its place; the first one stays where it is until there is room."""
+        if self._buffer is None and start == 0 and not is_complete:
+            self._first = payload
+            return
+        if self._buffer is None:
+            make_room, lead_bytes = self._make_early_room if self._is_early else self._make_room, self._format.lead_bytes
+            self._buffer = make_room(self._format.size_bytes + lead_bytes)[lead_bytes:]
+        if self._first is not None:
+            self._buffer[: self._first.nbytes] = self._first
+            self._first = None
+        self._buffer[start : start + payload.nbytes] = payload

@@ -126,15 +126,36 @@ def test_an_update_that_comes_early_lies_in_room_of_its_own_also_where_one_was_g
         return make
 
     assembly = Assembly(LARGE, make_room=make_in("usual"), make_early_room=make_in("early"))
-    (first, payload), *rest = sent(LARGE, {"x": large_array()})
-    assembly.begin(first, payload)
-    assembly.begin(first, payload, is_early=True)  # after a part of one that is not early
-    assembly.begin(first, payload)  # and its room will do for any
-    whole = received(assembly, rest)
-    assembly.begin(first, payload)
+    first, second, *rest = sent(LARGE, {"x": large_array()})
+    assembly.begin(*first)
+    assembly.extend(*second)
+    assembly.begin(*first, is_early=True)  # after a part of one that is not early
+    assembly.extend(*second)
+    assembly.begin(*first)  # and its room will do for any
+    whole = received(assembly, [second, *rest])
+    assembly.begin(*first)
+    assembly.extend(*second)
 
     assert np.array_equal(large_array(), whole["x"])
     assert made == ["usual", "early", "usual"]
+
+
+def test_there_is_room_when_the_second_chunk_comes_and_not_before():
+    made = []
+
+    def make_room(size_bytes):
+        made.append(size_bytes)
+        return np.empty(size_bytes, np.uint8)
+
+    assembly, (first, *others) = Assembly(LARGE, make_room=make_room), sent(LARGE, {"x": large_array()})
+    assembly.begin(*first)
+    assert (made, assembly.received_bytes) == ([], CHUNK_BYTES)
+
+    assembly.drop()
+    assert np.array_equal(large_array(1), received(assembly, sent(LARGE, {"x": large_array(1)}))["x"])
+    assert refused(assembly, [first, (others[0][0], others[0][1][1:])]) == "bad_message"
+    assert np.array_equal(large_array(), received(assembly, [first, *others])["x"])
+    assert made == [LARGE.size_bytes] * 2
 
 
 @pytest.mark.parametrize(
