@@ -106,12 +106,11 @@ class Neighbour:
             if waiting_update is not None:
                 self.outbox[self.outbox.index(waiting_update)] = item  # it knows better from where on
                 return
-        elif isinstance(item, SendNew):
-            if item in self.outbox:  # it keeps its turn, when all that is new goes: before an update that was queued after it
-                return
+        elif item is SendNew.RECORDS and item in self.outbox:
+            return  # it keeps its turn, when all that is new goes: before an update that was queued after it
         elif not isinstance(item, DoctorQuestion | DoctorAnswer):
             # only the newest of a kind says anything
-            for waiting in [waiting for waiting in self.outbox if type(waiting) is type(item)]:
+            for waiting in [waiting for waiting in self.outbox if _kind(waiting) is _kind(item)]:
                 self.outbox.remove(waiting)
         if len(self.outbox) < OUTBOX_LIMIT:
             self.outbox.append(item)
@@ -296,3 +295,7 @@ class Others:
 def is_large(item: Item) -> bool:
     """Whether a message is a doctor's, made large to measure a link."""
     return isinstance(item, DoctorQuestion | DoctorAnswer) and len(item.pad) > 0
+
+
+def _kind(item: Item) -> object:
+    return item if isinstance(item, SendNew) else type(item)
