@@ -303,10 +303,10 @@ def test_a_broker_that_drops_large_packets_is_told_of(meeting, caplog):
 
     async def main():
         async with links.member("a", "b") as a, links.member("b", "a") as b:
-            for end in (a, b):
+            await meet(a, b)
+            for end in (a, b):  # not before: a busy machine may need as long for the meeting
                 for session in end._carrier._sessions.values():
                     session._patience_s = 0.2
-            await meet(a, b)
             await a.send("b", [bytes(2**18)], 1.0)
             await until(lambda: a.counters["stuck"])
 
