@@ -32,6 +32,7 @@ from p2pfl.node.daemon import Daemon
 from p2pfl.node.node import Node
 from p2pfl.node.status import read_status
 from p2pfl.protocol.agreed_start import Signing
+from p2pfl.runs.events import departures_in
 from p2pfl.runs.folder import RunFolder
 from p2pfl.runs.records import read_run
 from p2pfl.transports import Received, Transport, reserve_port
@@ -371,6 +372,27 @@ class Institutions:
 
     def events(self, name: str) -> list[str]:
         return [event["event"] for event in read_run(self.state(name) / "run").events]
+
+    def account_of(self, *names: str, last_lines: int = 60) -> str:
+        """For the message of a test that fails: how each of these nodes, or all, ended by its own records and its own log."""
+        told = []
+        for name in names or self.plan.names:
+            told.append(f"==== {name}: exit code {self.exit_code(name)}")
+            folder, log = self.state(name) / "run", self.place / name / "node.log"
+            if folder.is_dir():
+                run = read_run(folder)
+                told += [f"departure: {departure}" for departure in departures_in(run.summary)]
+                told += [f"event: {dict(event)}" for event in run.events]
+                skipped = {row["round"]: row["skipped"] for row in run.nodes if row["skipped"]}
+                told.append(f"skipped by round: {skipped}")
+            told += log.read_text(errors="replace").splitlines()[-last_lines:] if log.is_file() else ["no log"]
+        return "\n".join(told)
+
+    def all_ended_as_agreed(self) -> None:
+        """Fail, with what the others say of themselves, unless every node has ended with exit code 0."""
+        codes = {name: self.exit_code(name) for name in self.plan.names}
+        if others := [name for name, code in codes.items() if code != 0]:
+            raise AssertionError(f"exit codes: {codes}\n{self.account_of(*others)}")
 
 
 def start_process(*arguments: str, log: Path, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 from p2pfl.evaluation.conclusion import conclude, note_late_departures
@@ -12,9 +13,12 @@ from p2pfl.node.checkpoint import keep
 from p2pfl.node.node import Node
 from p2pfl.runs.events import Departure, EventKind, event_row
 from p2pfl.runs.records import read_run
-from p2pfl.transports import RELAYING
+from p2pfl.transports import RELAYED, RELAYING, LinkCondition
 
-LAST_RECORDS_S = 5.0
+LAST_WORDS_S = 5.0
+"""How long a node that has nothing open stays for what others have still to say or to read."""
+_LAST_EXCHANGES = 2
+"""A neighbour that waits has so many times as long as anybody has for an exchange: whom it waits for may wait himself."""
 _SPANS = 5
 """Most spans of rounds without any neighbour that are named."""
 
@@ -25,21 +29,23 @@ async def close(node: Node, reason: str) -> None:
     protocol.stop(reason, node.exchange)
     await keep(node)
     node.rounds.tell_last()
-    deadline_s = clock.now_s() + linger_s
-    while protocol.unacknowledged() and clock.now_s() < deadline_s and not clock.is_stopping:
+    stopped_s, waited_s = clock.now_s(), linger_s
+    while _is_waiting(node, stopped_s) and not clock.is_stopping:
+        waited_s = max(waited_s, math.floor(clock.now_s() - stopped_s))
         unsaid = {name: neighbour.ledger.report() for name, neighbour in protocol.neighbours.items()}
         await keep(node)
         for name, neighbour in protocol.neighbours.items():
             if neighbour.ledger.report() != unsaid[name]:
                 neighbour.queue(protocol.stopping.where_it_is(neighbour))
         node.sending.wake()
-        await clock.wait(deadline_s)
+        lingers_until_s = stopped_s + linger_s
+        await clock.wait(lingers_until_s if clock.now_s() < lingers_until_s else math.inf)
     if protocol.states.own:
         return  # somebody has to decide first
     node.mixing.compensate(node.place.round)
     await keep(node)
     if unacknowledged := protocol.unacknowledged():
-        waited = f"for which it waited {linger_s:g} s"
+        waited = f"for which it waited {waited_s:g} s"
         node.log.event(EventKind.UNACKNOWLEDGED, f"ended without the last word of {', '.join(unacknowledged)}, {waited}")
     if alone := await asyncio.to_thread(_rounds_alone, node):
         spans = ", ".join(f"{first} to {last}" for first, last in alone[:_SPANS]) + (", and others" if len(alone) > _SPANS else "")
@@ -48,17 +54,63 @@ async def close(node: Node, reason: str) -> None:
     node.move(finished=True)
     await keep(node)
     # until everybody's last record is here and passed on, for a moment: a member that has gone for good will not send one
-    deadline_s = clock.now_s() + min(linger_s, LAST_RECORDS_S)
+    deadline_s = clock.now_s() + min(linger_s, LAST_WORDS_S)
     while protocol.is_spreading() and clock.now_s() < deadline_s and not clock.is_stopping:
         await clock.wait(deadline_s)
     _note_others(node, outcome)
 
 
+def _is_waiting(node: Node, since_s: float) -> bool:
+    """Whether a node that has stopped still waits for a neighbour to settle.
+
+    One that is there may be in its last exchange, and wait in it for somebody who is slow: it has as long as that can take.
+    """
+    protocol, now_s = node.protocol, node.clock.now_s()
+    unacknowledged = protocol.unacknowledged()
+    if now_s < since_s + node.timeouts.linger_s:
+        return bool(unacknowledged)
+    is_there = [node.transport.link(name).state == LinkCondition.UP and not protocol.neighbours[name].missed for name in unacknowledged]
+    return any(is_there) and now_s < _last_exchange_ends_s(node, since_s)
+
+
+def _last_exchange_ends_s(node: Node, since_s: float) -> float:
+    """Until when others that are there can be in their last exchange, where this node has left it at some time."""
+    return since_s + max(node.timeouts.linger_s, _LAST_EXCHANGES * node.protocol.deadlines.allowance_s())
+
+
+async def part(node: Node) -> None:
+    """Keep the links for a moment after the last word: a connection that ends takes with it what the other end has not read.
+
+    Neighbours with which nothing is open are about to end as well, and say so.
+    """
+    clock = node.clock
+    deadline_s = clock.now_s() + min(node.timeouts.linger_s, LAST_WORDS_S)
+    while _awaits_last_words(node) and clock.now_s() < deadline_s and not clock.is_stopping:
+        await clock.wait(deadline_s)
+
+
+def _awaits_last_words(node: Node) -> bool:
+    """Whether a neighbour that is there, and has nothing open with a node, has not said its last word."""
+    protocol = node.protocol
+    if not protocol.pace.balances:
+        return False  # others may have many rounds to go
+    open_with = protocol.unacknowledged()
+    present = [name for name, neighbour in protocol.neighbours.items() if neighbour.session.is_open and not neighbour.left]
+    return any(name not in open_with and node.transport.link(name).state == LinkCondition.UP for name in present)
+
+
 async def relay_on(node: Node) -> None:
-    """Stay a while for others' links that this node relays: their ends have their last words still to say."""
-    deadline_s = node.clock.now_s() + node.timeouts.linger_s
-    while node.transport.counters[RELAYING] and node.clock.now_s() < deadline_s and not node.clock.is_stopping:
-        await node.clock.wait(deadline_s)
+    """Stay for others' links that this node relays: their ends have their last rounds or words still to say.
+
+    A link that has just ended may be on its way back.
+    """
+    clock, transport = node.clock, node.transport
+    relayed_s = began_s = clock.now_s()
+    until_s = _last_exchange_ends_s(node, began_s) if transport.counters[RELAYED] else began_s
+    while clock.now_s() < min(until_s, relayed_s + LAST_WORDS_S) and not clock.is_stopping:
+        if transport.counters[RELAYING]:
+            relayed_s = clock.now_s()
+        await clock.wait(relayed_s + LAST_WORDS_S)
 
 
 def outcome_of(node: Node, reason: str) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 import p2pfl
 from p2pfl.errors import ConfigError, MembersMissing, P2PFLError
 from p2pfl.node.checkpoint import CHECKPOINT, keep, read, take_up
-from p2pfl.node.conclusion import close, note_differences, outcome_of, relay_on, write_without_result, write_without_start
+from p2pfl.node.conclusion import close, note_differences, outcome_of, part, relay_on, write_without_result, write_without_start
 from p2pfl.node.evidence import evidence_rounds
 from p2pfl.node.link_reports import good_links
 from p2pfl.node.memory import NodeMemory, forecast_node
@@ -136,6 +136,7 @@ class Daemon:
             await close(node, reason)
         if node.place.finished:
             await node.sending.say_goodbye("finished")
+            await part(node)
             await relay_on(node)
             return outcome_of(node, reason)
         why = "for a decision: its state went back" if self.protocol.states.own else self.clock.stopped_why

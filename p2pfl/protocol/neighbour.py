@@ -106,6 +106,8 @@ class Neighbour:
             if waiting_update is not None:
                 self.outbox[self.outbox.index(waiting_update)] = item  # it knows better from where on
                 return
+        elif item is SendNew.RECORDS and item in self.outbox:
+            return  # it keeps its turn, when all that is new goes: before an update that was queued after it
         elif not isinstance(item, DoctorQuestion | DoctorAnswer):
             # only the newest of a kind says anything
             for waiting in [waiting for waiting in self.outbox if _kind(waiting) is _kind(item)]:

@@ -10,7 +10,7 @@ from p2pfl.transports.mqtt import join_broker
 from p2pfl.transports.ports import ReservedPort, reserve_port
 from p2pfl.transports.proxies import Proxy, ProxyWay
 from p2pfl.transports.relay import join_relays
-from p2pfl.transports.relay_service import RELAYING, RelayService
+from p2pfl.transports.relay_service import RELAYED, RELAYING, RelayService
 from p2pfl.transports.zeromq import ZeroMQTransport
 
 TRANSPORTS: dict[str, TransportFactory] = {
@@ -23,6 +23,7 @@ TRANSPORTS: dict[str, TransportFactory] = {
 
 __all__ = [
     "MAX_FRAME_BYTES",
+    "RELAYED",
     "RELAYING",
     "TRANSPORTS",
     "UNREADABLE",

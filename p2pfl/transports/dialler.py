@@ -46,6 +46,8 @@ _TELLING = (
 """Failures, the one that led furthest first: it tells what several addresses lead to."""
 _ANSWERED = {zmq.EVENT_HANDSHAKE_SUCCEEDED, zmq.EVENT_HANDSHAKE_FAILED_AUTH, zmq.EVENT_DISCONNECTED}
 """Events of an attempt that somebody has answered."""
+_OVER = {zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED}
+"""Events at the end of an attempt, or of the connection that it made."""
 _NOT_IT = "another key than on its card, another program at this port, or it was just stopping"
 
 
@@ -73,8 +75,10 @@ class Dialler:
         resolver: Resolver,
         way_out: tuple[WayOut, Tunnels] | None = None,
     ) -> None:
-        self.happened: asyncio.Queue[tuple[int, int]] = asyncio.Queue()
-        """Kinds and values of the socket's events, which the caller puts here."""
+        self._happened: asyncio.Queue[tuple[int, int]] = asyncio.Queue()  # kinds and values of the socket's events
+        self.may_be_up = False
+        """Whether an attempt has begun and nothing was heard of its end. For a moment after that libzmq still takes messages, and loses
+        them: that it took one is no sign of a link."""
         self._me = me
         self._endpoint = peer
         self.peer = peer.name
@@ -85,6 +89,12 @@ class Dialler:
         self._way_out = way_out
         if way_out is not None:  # a hop within this machine needs little
             dealer.set({zmq.SNDBUF: BUFFER_BYTES, zmq.RCVBUF: BUFFER_BYTES})
+
+    def hear(self, kind: int, value: int) -> None:
+        """Take an event of the socket."""
+        if kind in _OVER:
+            self.may_be_up = False
+        self._happened.put_nowait((kind, value))
 
     async def run(self) -> None:
         """Keep the connection up."""
@@ -166,8 +176,10 @@ class Dialler:
         """Have libzmq connect once, until that has failed or the connection is over; values of the events by kind."""
         self.dealer.socket.setsockopt(zmq.IPV6, int(is_ipv6))
         self.dealer.socket.setsockopt(zmq.CONNECT_TIMEOUT, round(1000 * patience_s))
+        self.may_be_up = True
         self.dealer.socket.connect(numeric)
         happened = {kind: value async for kind, value in self._until_over(patience_s)}
+        self.may_be_up = False
         await asyncio.sleep(LOOK_AFTER_S)  # libzmq is done with the connection soon, and must be before it is told to forget it
         if not self.dealer.socket.closed:
             try:
@@ -190,11 +202,11 @@ class Dialler:
     async def _until_over(self, patience_s: float) -> AsyncIterator[tuple[int, int]]:
         """Pass on what libzmq says of one attempt to connect, until that has failed or the connection is over."""
         kind = 0
-        while kind not in (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED):
+        while kind not in _OVER:
             try:
                 # libzmq says nothing of a socket that the system did not give it; a connection that was made it always ends itself
                 async with asyncio.timeout(None if kind else patience_s + PROBE_S):
-                    kind, value = await self.happened.get()
+                    kind, value = await self._happened.get()
             except TimeoutError:
                 return
             yield kind, value

@@ -34,6 +34,8 @@ from p2pfl.transports.streams import SocketStream, accepted, hold_little, keep_a
 
 log = logging.getLogger(__name__)
 
+RELAYED = "relayed"
+"""Counter of the links that were ever relayed."""
 RELAYING = "relaying"
 """Counter of the links that are relayed now; it falls, too."""
 REQUEST_S = 10.0
@@ -246,7 +248,7 @@ class RelayService:
             other.wanted.set()
             await other.ready.wait()
             await stream.send(GO)
-            self.counters.update(("relayed", RELAYING))
+            self.counters.update((RELAYED, RELAYING))
             log.info("%s relays between %s and %s", self.me.name, *sorted(pair))
             try:
                 await splice(stream, other.stream, partial(self._turn, tuple(sorted(pair))))

@@ -240,7 +240,7 @@ class ZeroMQTransport:
             if error.errno != errno.EFAULT or peer not in self._diallers:  # the link went down between the first frame and the second
                 raise
             raise self._no_link(peer) from None
-        self._up.add(peer)  # the event that says so may be under way
+        self._up |= {peer} if self._diallers[peer].may_be_up else set()  # the event that says so may be under way
         return True
 
     def _start_listening(self) -> None:
@@ -297,7 +297,7 @@ class ZeroMQTransport:
                     self.counters[EVENTS[kind]] += 1
                 if dialled is not None:
                     self._note(kind, dialled)
-                    self._diallers[dialled].happened.put_nowait((kind, value))
+                    self._diallers[dialled].hear(kind, value)
                 elif kind == zmq.EVENT_DISCONNECTED:
                     self._ended.set()
 

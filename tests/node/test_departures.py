@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 from dataclasses import replace
 
 import pytest
 
 import p2pfl
-from networks import HASTY, STUDY, Network, finish, plan_of, signing_of
+from networks import DEADLINE_S, HASTY, PATIENT, STUDY, Network, finish, plan_of, signing_of, until
+from p2pfl.node import conclusion
 from p2pfl.node.clock import Timeouts
 from p2pfl.protocol.network_view import NetworkViewAdapter, ViewPolicy
 from p2pfl.runs.events import Departure, departure_rows, departures_in, departures_of_events, exit_code_of
@@ -218,6 +220,47 @@ class Watched(Network):
 
 def fixed_rounds(nodes, rounds):
     return plan_of(task={"name": "averaging", "dimension": 3}, nodes=nodes, topology={"name": "ring"}, rounds=rounds, stop=None)
+
+
+@pytest.mark.slow
+def test_a_neighbour_that_waits_for_a_slow_one_in_its_last_round_is_waited_for(tmp_path):
+    plan = fixed_rounds(4, 2)
+    brief = replace(PATIENT, linger_s=0.1)
+    slow = replace(brief, round_at_least_s=2.0)
+
+    async def run():
+        async with Watched(plan, tmp_path, timeouts=brief, timeouts_of={"node-2": slow}) as network:
+            network.start()
+            await network.ended()
+            return {name: (network.rows(name), network.summary(name)["departures"]) for name in plan.names}
+
+    found = finish(run())
+
+    assert not any(row["skipped"] for rows, _ in found.values() for row in rows)
+    assert {name: departures for name, (_, departures) in found.items()} == {name: [] for name in plan.names}
+
+
+def test_a_node_that_has_said_its_last_word_stays_until_its_neighbour_has(tmp_path, monkeypatch):
+    """A link that ends takes with it what the other end has not read."""
+    plan = fixed_rounds(2, 2)
+    held, write_result = threading.Event(), conclusion.write_result
+    monkeypatch.setattr(conclusion, "LAST_WORDS_S", DEADLINE_S)
+    monkeypatch.setattr(
+        conclusion, "write_result", lambda node, reason: (node.me == "node-0" or held.wait()) and write_result(node, reason)
+    )
+
+    async def run():
+        async with Network(plan, tmp_path, timeouts=replace(PATIENT, linger_s=DEADLINE_S)) as network:
+            network.start()
+            try:
+                await until(lambda: network.nodes["node-1"].daemon.protocol.neighbours["node-0"].left)
+                has_gone, _ = await asyncio.wait([network.nodes["node-0"].task], timeout=0.5)
+            finally:
+                held.set()
+            await network.ended()
+            return has_gone
+
+    assert finish(run()) == set()
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sklearn.metrics import roc_auc_score
 
-from networks import HASTY, Institutions, Network, averaging, finish, plan_of, signing_of, wait_until
+from networks import DEADLINE_S, HASTY, Institutions, Network, averaging, finish, plan_of, signing_of, wait_until
 from p2pfl.errors import ConfigError, StoreError, TransportError
 from p2pfl.evaluation.mean_model import consensus_distance
 from p2pfl.inspector.convergence import convergence
@@ -342,15 +342,17 @@ def test_what_is_no_node_is_said_so(tmp_path):
 
 @pytest.mark.slow
 def test_sixteen_processes_on_a_ring_certify_every_round_within_their_allowance(tmp_path):
-    rounds = 16
+    rounds = 13
     plan = learning(rounds=rounds)
-    with Institutions(plan, tmp_path / "sites", round_at_least_s=3.0) as sites:
+    # records of 166 bytes of sixteen members need 3.14 s a round within the allowance: shorter rounds are not all spoken of
+    with Institutions(plan, tmp_path / "sites", round_at_least_s=3.5) as sites:
         sites.start()
         name = plan.names[5]
-        wait_until(lambda: sites.round(name) >= 11)
+        wait_until(lambda: sites.round(name) >= 11, 2 * DEADLINE_S)
         run = read_source(str(sites.state(name) / "status.url"))
         ages = [row["age_rounds"] for row in sites.status(name)["network"]["rows"]]
         wait_until(sites.is_over)
+        sites.all_ended_as_agreed()
         found = {name: {row["round"]: row for row in read_run(sites.state(name) / "run").network} for name in plan.names}
         summaries = [sites.summary(name) for name in plan.names]
     truth = read_run(simulate(plan.experiment.as_dict(), out=tmp_path / "simulated").path).rounds

@@ -11,7 +11,7 @@ from nodes_by_hand import Node, alive, hello, pair, want
 
 from p2pfl.node.clock import LoopClock
 from p2pfl.node.sending import Sending
-from p2pfl.protocol.neighbour import OUTBOX_LIMIT, SendUpdate
+from p2pfl.protocol.neighbour import OUTBOX_LIMIT, SendNew, SendUpdate
 from p2pfl.wire.codec import decode
 from p2pfl.wire.messages import Goodbye, Heartbeat, ResendRequest, Sent, Update
 from p2pfl.wire.update import UpdateFormat
@@ -63,6 +63,16 @@ def test_an_outbox_holds_the_newest_of_each_kind_and_never_too_much():
 
     assert len(neighbour.outbox) == OUTBOX_LIMIT
     assert [item for item in neighbour.outbox if isinstance(item, ResendRequest)] == [want(2 * OUTBOX_LIMIT - 1)]
+
+
+def test_news_that_are_new_once_more_keep_their_turn_before_an_update():
+    a, _ = pair()
+    neighbour = a.protocol.neighbours["b"]
+    update = SendUpdate(exchange=0, again=False)
+    for item in (SendNew.RECORDS, update, SendNew.RECORDS):
+        neighbour.queue(item)
+
+    assert list(neighbour.outbox) == [SendNew.RECORDS, update]
 
 
 LARGE = UpdateFormat(channels=(("x", "float64", (400_000,)),))  # four chunks

@@ -11,8 +11,10 @@ from dataclasses import replace
 import pytest
 
 from links import Links, finish, receive, send_when_up, until
+from p2pfl.errors import TransportError
 from p2pfl.transports import LinkCondition, reserve_port
 from p2pfl.transports.proxies import Proxy, ProxyWay
+from p2pfl.transports.sockets import LinkSocket
 from p2pfl.transports.tunnels import Tunnels
 from site_proxy import SiteProxy
 
@@ -202,6 +204,25 @@ def test_a_link_comes_back_when_the_proxy_was_restarted(links):
             await until(lambda: b.link_counters["a"]["connected"] == 2)
             await until(lambda: a.link_counters["b"]["connected"] == 2)
             await meet(a, b)
+
+    finish(main())
+
+
+def test_a_message_that_dies_with_its_connection_is_no_sign_of_a_link(links, monkeypatch):
+    """For a moment after libzmq has told that a connection is over, it takes messages for it."""
+
+    async def main():
+        a = links.member("a", "b")
+        async with SiteProxy("http", names={"node.hospital.test": "127.0.0.1"}) as proxy, dialling(links, proxy) as b:
+            async with a:
+                await meet(a, b)
+            await until(lambda: not b.link("a").is_up)
+            with monkeypatch.context() as libzmq:
+                libzmq.setattr(LinkSocket, "send", lambda _, frames: None)
+                await b.send("a", [b"lost"], 1.0)
+
+            with pytest.raises(TransportError, match="no link from b to a"):
+                await b.send("a", [b"anybody?"], 1.0)
 
     finish(main())
 

@@ -361,14 +361,17 @@ def test_another_program_of_the_machine_does_not_reach_the_listener_of_relayed_l
     async def main():
         async with links.member("a", "b") as a, links.member("b", "a") as b:
             await meet(a, b)
+            await until(lambda: a._coming or b._coming)
             awaiting = a if a._coming else b
             (_, port), *_ = awaiting._coming
+            before = awaiting.counters["evicted"]
             address = ("127.0.0.1", int(awaiting._links.bound_address.rpartition(":")[2]))
 
             assert await is_shut(("127.0.0.1", 0), address)
             assert await is_shut(("127.0.0.2", port), address)  # by the port that the neighbour's has at another address
-            await until(lambda: awaiting.counters["evicted"] == 2)
-            assert a.link("b").is_up
+            # a connection of the neighbour that has ended counts as well where it is only looked at then
+            await until(lambda: awaiting.counters["evicted"] >= before + 2)
+            await meet(a, b)
 
     finish(main(), 60)
 

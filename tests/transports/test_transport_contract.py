@@ -26,6 +26,7 @@ from p2pfl.transports import MAX_FRAME_BYTES, TRANSPORTS, LinkCondition
 from thorough import first_fast
 
 AWAY_S = 1.0
+PATIENCE_S = 30.0
 MAX_QUEUED = 8
 BOTH_ENDS = [("a", "b"), ("b", "a")]  # b dials a where there is dialling
 
@@ -204,14 +205,14 @@ def test_a_peer_that_does_not_read_stops_its_sender_only_and_loses_nothing(links
 def test_the_last_messages_before_closing_arrive(links):
     async def main():
         async with links.member("a", "b") as receiver:
-            async with links.member("b", "a") as closing:
+            async with links.member("b", "a", linger_s=PATIENCE_S) as closing:  # as long as a slow machine needs for 8 MiB
                 await send_when_up(closing, "a", [b"0", bytes(2**20)])
                 for i in range(1, MAX_QUEUED):
-                    await closing.send("a", [b"%d" % i, bytes(2**20)], 1.0)
+                    await closing.send("a", [b"%d" % i, bytes(2**20)], PATIENCE_S)
 
             assert [frames[0] for _, frames in await receive(receiver, MAX_QUEUED)] == [b"%d" % i for i in range(MAX_QUEUED)]
 
-    finish(main())
+    finish(main(), 3 * PATIENCE_S)
 
 
 @pytest.mark.parametrize(("sender", "receiver"), BOTH_ENDS)
