@@ -5,8 +5,11 @@
     python benchmarks/small_rounds.py --profile --only ring      # where the time of one daemon of the ring goes
 
 pair: two daemons, 100 bytes each; the median of the seconds of a round. proxied: the same through a proxy; delayed: through one that keeps
-what comes for --delay-ms in each direction. ring: eight daemons, 14 parameters; rounds a second, until the slowest has made them all.
-States lie under --place, whose disk decides with: each checkpoint is synced. The first rounds, which set everything up, are not counted.
+what comes for --delay-ms in each direction. one_way_ms: half of what a plain ping of 100 bytes takes through such a proxy, so that
+delay_adds_ms is by how much messages really come later.
+
+ring: eight daemons, 14 parameters; rounds a second, until the slowest has made them all. States lie under --place, whose disk decides with:
+each checkpoint is synced. The first rounds, which set everything up, are not counted.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ KINDS = ("pair", "proxied", "delayed", "ring")
 FIRST_ROUND = 20
 TIMEOUT_S = 600.0
 PIECE_BYTES = 65536
+PINGS, PING_BYTES = 100, 100
 PROFILED = 45
 """Functions that are printed."""
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -48,7 +52,11 @@ def proxy(target: str, delay_s: float, said: Connection) -> None:
         host, _, port = target.removeprefix("tcp://").rpartition(":")
         while True:
             near, _ = listening.accept()
-            far = socket.create_connection((host, int(port)))
+            try:
+                far = socket.create_connection((host, int(port)))
+            except OSError:  # nobody listens there yet; the dialler comes again
+                near.close()
+                continue
             for end in (near, far):
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             for source, sink in ((near, far), (far, near)):
@@ -73,6 +81,32 @@ def give_out(sink: socket.socket, line: queue.SimpleQueue[tuple[float, bytes]]) 
                 time.sleep(wait_s)
             sink.sendall(due[1])
         sink.shutdown(socket.SHUT_RDWR)
+
+
+def echo(said: Connection) -> None:
+    """Send back what comes over one connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        said.send(f"tcp://127.0.0.1:{listening.getsockname()[1]}")
+        came, _ = listening.accept()
+        came.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while piece := came.recv(PIECE_BYTES):
+            came.sendall(piece)
+
+
+def one_way_s(address: str) -> float:
+    """Half of what a ping takes, where the other end sends it back; nobody does anything else meanwhile, and both ends sleep."""
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    took_s = []
+    with socket.create_connection((host, int(port))) as link:
+        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for _ in range(PINGS):
+            began_s = time.monotonic()
+            link.sendall(bytes(PING_BYTES))
+            missing = PING_BYTES
+            while missing:
+                missing -= len(link.recv(missing))
+            took_s.append(time.monotonic() - began_s)
+    return median(took_s) / 2
 
 
 def run_daemon(daemon: Any, results: Any, *, profiled: bool) -> None:
@@ -132,12 +166,21 @@ def network(kind: str, rounds: int, delay_s: float, place: Path, *, profiled: bo
         ports = {name: stack.enter_context(reserve_port()) for name in plan.names}
         address = {name: port.address for name, port in ports.items()}
         listens = dict(address)
-        for name in plan.names if kind in ("proxied", "delayed") else ():
+
+        def start(work: Any, *arguments: Any) -> str:
+            """Start what listens, and return where."""
             here, there = processes.Pipe()
-            between = processes.Process(target=proxy, args=(listens[name], delay_s if kind == "delayed" else 0.0, there), daemon=True)
-            between.start()
-            stack.callback(between.terminate)
-            address[name] = here.recv()
+            started = processes.Process(target=work, args=(*arguments, there), daemon=True)
+            started.start()
+            stack.callback(started.terminate)
+            told: str = here.recv()
+            return told
+
+        held_s, pinged = delay_s if kind == "delayed" else 0.0, {}
+        if kind in ("proxied", "delayed"):
+            pinged = {"one_way_ms": 1000 * one_way_s(start(proxy, start(echo), held_s))}
+        for name in plan.names if kind in ("proxied", "delayed") else ():
+            address[name] = start(proxy, listens[name], held_s)
         ends = {name: Endpoint(name, address[name], curve[name][0]) for name in plan.names}
         for number, name in enumerate(plan.names):
             others = [ends[other] for other in plan.neighbours(name)]
@@ -166,6 +209,7 @@ def network(kind: str, rounds: int, delay_s: float, place: Path, *, profiled: bo
         "median_ms": 1000 * median(turns),
         "rounds_per_s": (rounds - 1 - FIRST_ROUND) / took_s,
         "processor_us": median(spent for *_, spent in found),
+        **pinged,
     }
 
 
@@ -195,8 +239,9 @@ def figures_of(turns: list[dict[str, Mapping[str, float]]]) -> dict[str, Any]:
     figures: dict[str, Any] = {
         kind: {name: round(median(turn[kind][name] for turn in turns), 2) for name in turns[0][kind]} for kind in turns[0]
     }
-    if {"proxied", "delayed"} <= figures.keys():
-        figures["delay_costs_ms"] = round(median(turn["delayed"]["median_ms"] - turn["proxied"]["median_ms"] for turn in turns), 2)
+    for figure, name in (("delay_adds_ms", "one_way_ms"), ("delay_costs_ms", "median_ms")):
+        if {"proxied", "delayed"} <= figures.keys():
+            figures[figure] = round(median(turn["delayed"][name] - turn["proxied"][name] for turn in turns), 2)
     return figures
 
 

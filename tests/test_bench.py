@@ -73,7 +73,7 @@ def test_the_rates_of_small_rounds_are_compared_turn_by_turn():
 
     this = [turn(["ring", "pair"]), turn(["ring", "pair"], rounds_per_s=150.0)]
     other = [turn(["ring", "pair"], median_ms=16.0), turn(["ring", "pair"], rounds_per_s=75.0, median_ms=32.0)]
-    delayed = [turn(["proxied"]) | turn(["delayed"], median_ms=27.5)]
+    delayed = [turn(["proxied"], one_way_ms=0.25) | turn(["delayed"], median_ms=27.5, one_way_ms=20.5)]
 
     assert module.ratios_of(this, other) == {
         "ring.rounds_per_s": 1.5,
@@ -81,4 +81,5 @@ def test_the_rates_of_small_rounds_are_compared_turn_by_turn():
         "pair.median_ms": 0.375,
         "pair.processor_us": 1.0,
     }
-    assert module.figures_of(delayed)["delay_costs_ms"] == 19.5
+    found = module.figures_of(delayed)
+    assert [found[name] for name in ("delay_adds_ms", "delay_costs_ms")] == [20.25, 19.5]
