@@ -64,7 +64,7 @@ class SiteTable:
     file: Annotated[str, Field(min_length=1)]
     """Path of the CSV file."""
     format: TableFormat = TableFormat()
-    """What this site's file has otherwise than the contract says; in the file its keys stand beside the others."""
+    """Signs and orders in which this file differs from the contract; in site.yaml its keys stand beside the others."""
     columns: dict[str, str | int] = field(default_factory=dict)
     """Variable to the header of its column, or to the column's position from 1; the others have the variable's name."""
     units: dict[str, str] = field(default_factory=dict)

@@ -49,7 +49,7 @@ class NumberReader:
         return value
 
     def _expected(self, text: str) -> str:
-        if text[:1] in "<>≤≥":
+        if text.startswith(("<", ">", "≤", "≥")):
             return "a limit such as <5 is no number: agree what stands for it, and write that"
         if re.fullmatch(r"[+-]?[0-9][0-9.,]*", text):
             others = [sign for sign in ("point", "comma") if SIGNS[sign] in text and sign not in (self._decimal, self._thousands)]

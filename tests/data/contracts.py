@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 from p2pfl.data.contract import Contract
+from p2pfl.data.csv_reading import read_csv
 from p2pfl.data.table_format import SiteTable
 
 CONTENT = {
@@ -63,3 +64,4 @@ def table_of(folder, written, agreed=None, own=None):
     """Write a text or bytes to a file, and read it as the site's table."""
     path = folder / "table.csv"
     path.write_bytes(written if isinstance(written, bytes) else written.encode())
+    return read_csv(path, agreed or contract(), own or site())

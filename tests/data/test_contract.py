@@ -12,6 +12,8 @@ from p2pfl.data.contract import Contract
 from p2pfl.data.table_format import SiteTable, TableFormat
 from p2pfl.errors import ConfigError
 
+NAMES = "patient, age, glucose, sex, admitted, died"
+
 
 def findings_of(raw):
     with pytest.raises(ConfigError) as caught:
@@ -48,9 +50,6 @@ def test_the_digest_is_of_the_meaning():
     assert contract(variables__age__out_of_range="refuse").digest == contract().digest
     assert contract(variables__age__out_of_range="missing").digest != contract().digest
     assert contract(variables__age__range=[18, 111]).digest != contract().digest
-
-
-VARIABLES = "variables__"
 
 
 @pytest.mark.parametrize(
@@ -140,7 +139,7 @@ VARIABLES = "variables__"
         ),
         (
             {"patient": "patients"},
-            "patient = 'patients': no variable of the contract; did you mean patient? expected one of patient, age, glucose, sex, admitted, died",
+            f"patient = 'patients': no variable of the contract; did you mean patient? expected one of {NAMES}",
         ),
         ({"patient": "age"}, "patient = 'age': the variable is of type integer; expected type id"),
         ({"inputs": ["patient"]}, "inputs: patient is of type id, which no model takes"),
@@ -188,7 +187,7 @@ def test_a_contract_holds_no_query_and_no_expression(key, place):
     assert found.endswith("; a contract holds no query and no expression")
 
 
-@given(text=st.text(alphabet=st.characters(exclude_categories=["Cs", "Cc", "Cf", "Zs", "Zl", "Zp", "Co", "Cn"]), min_size=1))
+@given(text=st.text(alphabet="aÄ1.,;:-_'\"\\#{}[]%@!=~ß漢", min_size=1))
 @settings(max_examples=50, deadline=None)
 def test_a_code_is_a_text_that_is_kept_as_it_is(text):
     agreed = contract(missing=[], variables__sex__categories={"label": [text, text + "x"]})
@@ -198,9 +197,12 @@ def test_a_code_is_a_text_that_is_kept_as_it_is(text):
 
 
 @given(
-    st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x))
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text("aé1 "),
+        lambda x: st.lists(x) | st.dictionaries(st.text("a1 "), x),
+    )
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=25, deadline=None)
 @pytest.mark.parametrize(
     "key", ["variables", "variables__sex", "variables__sex__categories", "variables__glucose__convert", "missing", "table"]
 )
@@ -229,7 +231,7 @@ def test_a_site_says_its_units_and_format():
         ({"units": {"glucose": "mg/dl", "sex": "kg"}}, "units.sex = 'kg': a variable of type category has no unit"),
         (
             {"columns": {"agee": "x"}},
-            "columns.agee: no variable of the contract; did you mean age? expected one of patient, age, glucose, sex, admitted, died",
+            f"columns.agee: no variable of the contract; did you mean age? expected one of {NAMES}",
         ),
         ({"absent": ["age"]}, "absent: age: the contract refuses a site without it"),
         ({"absent": ["glucose"]}, "absent: glucose has a column or a unit here as well; expected one of both"),
