@@ -78,7 +78,7 @@ class SiteTable:
         apart: dict[str, Any] = {key: value for key, value in raw.items() if key not in (*FORMAT_KEYS, "format")}
         units = text_keys(apart.get("units"))
         if isinstance(units, dict):
-            apart["units"] = {key: str(unit) if type(unit) is int else unit for key, unit in units.items()}
+            apart["units"] = {key: "1" if type(unit) is int and unit == 1 else unit for key, unit in units.items()}
         findings = [f"format: unknown key; say {', '.join(FORMAT_KEYS)} beside the other keys"] if "format" in raw else []
         form = TableFormat()
         try:

@@ -20,6 +20,7 @@ Type = Literal["number", "integer", "category", "date", "id"]
 _NUMERIC = ("number", "integer")
 _RANGED = (*_NUMERIC, "date")
 _MOST_CATEGORIES = 1000
+_LARGEST_CODE = 10**18
 _ISO_DATE = TableFormat()
 
 
@@ -108,8 +109,10 @@ class Variable:
         yield from self._faults_of_keys()
         if self.is_numeric:
             yield from self._faults_of_numbers((*missing, *self.missing))
-        if self.type in _RANGED and self.range is not None and self.range[0] > self.range[1]:
-            yield f"range = {shown(self._said_range())}: the least value comes first"
+        if self.type == "date":
+            yield from (fault for code in (*missing, *self.missing) for fault in self._faults_of_missing_code(code))
+        if self.type in _RANGED and self.range is not None and self.range[0] >= self.range[1]:
+            yield f"range = {shown(self._said_range())}: the least value comes first, and is smaller: one value alone would select patients"
         if self.type == "category":
             yield from self._faults_of_categories((*missing, *self.missing))
         yield from self._faults_of_absence()
@@ -172,12 +175,13 @@ class Variable:
 
     def _faults_of_missing_code(self, code: str) -> Iterator[str]:
         """Find a code for missing that is a value that patients may have, in the agreed unit or in another one."""
-        value = code_number(code)
+        value = _code_date(code) if self.type == "date" else code_number(code)
         if value is None or self.range is None:
             return
-        for unit, each in ({self.unit or "": Conversion(factor=1.0)} | self.convert).items():
+        for unit, each in ({self.unit: Conversion(factor=1.0)} | self.convert).items():
             if self.range[0] <= value * each.factor + each.offset <= self.range[1]:
-                yield f"missing: {code!r} is a value within the range in {unit}, and true values would be lost; expected another code"
+                where = "" if unit is None else f" in {unit}"
+                yield f"missing: {code!r} is a value within the range{where}, and true values would be lost; expected another code"
 
     def _faults_of_categories(self, missing: tuple[str, ...]) -> Iterator[str]:
         if len(self.categories) > _MOST_CATEGORIES:
@@ -225,10 +229,21 @@ def code_number(code: str) -> float | None:
         return None
 
 
+def _code_date(code: str) -> float | None:
+    try:
+        return read_date(code, _ISO_DATE)
+    except ValueError:
+        return None
+
+
+def text_of_number(value: Any) -> Any:
+    """Write a whole number as the text that it stands for, up to 18 digits; anything else stays as it is."""
+    return str(value) if type(value) is int and abs(value) < _LARGEST_CODE else value
+
+
 def _text(value: Any, key: str, findings: list[str]) -> Any:
     """Take a text or a whole number as a text; anything else YAML may have made of a text is a finding."""
-    if type(value) is int:
-        return str(value)
+    value = text_of_number(value)
     if not isinstance(value, str):
         findings.append(f"{key} = {shown(value)}: expected a text: write it in quotes")
     elif UNSAFE_OR_BREAK.search(value):
@@ -284,7 +299,7 @@ def _conversions(value: Any, key: str, findings: list[str]) -> Any:
         return value
     for unit in value:
         _text(unit, key, findings)
-    return text_keys({str(unit) if type(unit) is int else unit: each for unit, each in value.items()})
+    return text_keys({text_of_number(unit): each for unit, each in value.items()})
 
 
 def _days(value: Any, key: str, findings: list[str]) -> Any:

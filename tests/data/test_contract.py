@@ -1,6 +1,8 @@
 """A contract is read whole, or refused with all that is wrong in it; its digest is one for one meaning."""
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from p2pfl.data.contract import Contract
 from p2pfl.data.table_format import SiteTable, TableFormat
 from p2pfl.errors import ConfigError
+from p2pfl.yaml_files import parse_yaml
 
 NAMES = "patient, age, glucose, sex, admitted, died"
 
@@ -19,6 +22,16 @@ def findings_of(raw):
     with pytest.raises(ConfigError) as caught:
         Contract.from_mapping(raw, "contract.yaml")
     return list(caught.value.findings)
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**400), 1e308, 0])
+@pytest.mark.parametrize("key", ["range", "absent_value", "convert__mg/dl__factor", "missing"])
+def test_numbers_of_any_size_are_a_contract_or_a_finding(number, key):
+    value = [0, number] if key in ("range", "missing") else number
+    try:
+        contract(**{f"variables__glucose__{key}": value})
+    except ConfigError as error:
+        assert error.findings  # noqa: PT017
 
 
 def test_a_contract_is_read_from_its_file(tmp_path):
@@ -57,7 +70,10 @@ def test_the_digest_is_of_the_meaning():
     [
         ({"variables__age__range": None}, "variables.age.range: required for a variable of type integer, such as [least, largest]"),
         ({"variables__age__unit": None}, 'variables.age.unit: required for a variable of type integer, such as "1" for a count'),
-        ({"variables__age__range": [110, 18]}, "variables.age.range = [110.0, 18.0]: the least value comes first"),
+        (
+            {"variables__age__range": [110, 18]},
+            "variables.age.range = [110.0, 18.0]: the least value comes first, and is smaller: one value alone would select patients",
+        ),
         ({"variables__age__range": [0.5, 18]}, "variables.age.range = [0.5, 18.0]: expected whole numbers for type integer"),
         ({"variables__age__range": [0, float("inf")]}, "variables.age.range.1 = inf: expected a finite number"),
         ({"variables__age__type": "float"}, "variables.age.type = 'float': one of 'number', 'integer', 'category', 'date' or 'id'"),
@@ -103,6 +119,18 @@ def test_the_digest_is_of_the_meaning():
             "variables.glucose.missing: '999' is a value within the range in mg/dl, and true values would be lost; expected another code",
         ),
         ({"variables__age__missing": [None]}, "variables.age.missing.0 = null: expected a text: write it in quotes"),
+        (
+            {"variables__age__range": [41, 41]},
+            "variables.age.range = [41.0, 41.0]: the least value comes first, and is smaller: one value alone would select patients",
+        ),
+        (
+            {"variables__admitted__missing": ["2020-01-01"]},
+            "variables.admitted.missing: '2020-01-01' is a value within the range, and true values would be lost; expected another code",
+        ),
+        (
+            {"variables__age__unit": 10**5000},
+            "variables.age.unit = a whole number of more than 60 digits: expected a text: write it in quotes",
+        ),
         ({"missing": "NA"}, "missing = 'NA': expected a list"),
         ({"missing": [" NA"]}, "missing.0 = ' NA': spaces around it are not read from a table either; leave them out"),
         (
@@ -185,6 +213,53 @@ def test_a_contract_holds_no_query_and_no_expression(key, place):
 
     assert "unknown key" in found
     assert found.endswith("; a contract holds no query and no expression")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name: !!python/object/apply:os.system [touch ran]",
+        "name: !!python/name:os.system",
+        "variables: !include other.yaml",
+        "variables: !!python/object/new:type [x]",
+        "name: a\n--- \nname: b",
+        "name: &a [*a]",
+        "patient: {query: select * from patients}",
+        "outcome: died if age == 41 else 0",
+        "variables: {age: {type: integer, unit: year, range: age == 41}}",
+        "variables: {age: {type: integer, unit: year, range: [41, 41]}}",
+        "variables: {age: {type: eval, range: [0, 1]}}",
+        "variables: {x: {type: number, unit: a, range: [0, 1], convert: {b: {factor: __import__('os').system('touch ran')}}}}",
+        "variables: {x: {type: category, categories: 'select sex from patients'}}",
+        "variables: {x: {type: category, categories: [{lambda: 1}]}}",
+        "table: {file: /etc/passwd}",
+        "table: {encoding: idna}",
+    ],
+)
+def test_contracts_that_would_run_or_read_or_select_are_refused(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "contract.yaml").write_text(text)
+
+    with pytest.raises(ConfigError):
+        Contract.load("contract.yaml")
+
+    assert [each.name for each in tmp_path.iterdir()] == ["contract.yaml"]
+
+
+def test_the_value_of_an_absent_date_is_kept():
+    agreed = contract(variables__admitted__absent="value", variables__admitted__absent_value="2020-01-01")
+
+    assert agreed.variables["admitted"].absent_value == 18262.0
+    assert Contract.from_mapping(agreed.as_dict(), "x") == agreed
+
+
+def test_the_contract_and_the_site_of_the_page_are_right():
+    page = (Path(__file__).parents[2] / "docs" / "data-contract.md").read_text(encoding="utf-8")
+    written, said = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+
+    assert Contract.from_mapping(parse_yaml(written, "page"), "page").variables["age"] == contract().variables["age"]
+    own = SiteTable.from_mapping(parse_yaml(said, "page")["table"], "page")
+    assert list(Contract.from_mapping(parse_yaml(written, "page"), "page").faults_of_site(own)) == []
 
 
 @given(text=st.text(alphabet="aÄ1.,;:-_'\"\\#{}[]%@!=~ß漢", min_size=1))
