@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from p2pfl.data.table_format import SiteTable, TableFormat
-from p2pfl.data.variables import Variable, texts_of_missing
+from p2pfl.data.variables import Variable, plain_text, texts_of_missing
 from p2pfl.errors import ConfigError
 from p2pfl.governance.encoding import canonical
 from p2pfl.statistics.formula import FUNCTIONS
@@ -68,6 +68,8 @@ class Contract:
         variables = _variables(content.get("variables"), findings)
         if isinstance(content.get("outcome"), str):
             content["outcome"] = [content["outcome"]]
+        if isinstance(content.get("name"), str):
+            plain_text(content["name"], "name", findings)
         if "missing" in content:
             content["missing"] = texts_of_missing(content["missing"], findings)
         given = text_keys(content.get("variables"))

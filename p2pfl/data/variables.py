@@ -21,6 +21,7 @@ _NUMERIC = ("number", "integer")
 _RANGED = (*_NUMERIC, "date")
 _MOST_CATEGORIES = 1000
 _LARGEST_CODE = 10**18
+_LARGEST_WHOLE = 2**53
 _ISO_DATE = TableFormat()
 
 
@@ -85,7 +86,13 @@ class Variable:
     def from_mapping(cls, raw: Mapping[str, Any], place: str) -> Variable:
         """Check one variable as the contract's file holds it; ConfigError with every fault that its values have one by one."""
         content, findings = dict(raw), list[str]()
-        for key, convert in (("unit", _text), ("missing", _texts), ("categories", _categories), ("convert", _conversions)):
+        for key, convert in (
+            ("unit", plain_text),
+            ("description", plain_text),
+            ("missing", _texts),
+            ("categories", _categories),
+            ("convert", _conversions),
+        ):
             if key in content:
                 content[key] = convert(content[key], key, findings)
         if content.get("type") == "date":
@@ -163,6 +170,8 @@ class Variable:
     def _faults_of_numbers(self, missing: tuple[str, ...]) -> Iterator[str]:
         if self.type == "integer" and self.range is not None and not all(each.is_integer() for each in self.range):
             yield f"range = {shown(list(self.range))}: expected whole numbers for type integer"
+        if self.type == "integer" and self.range is not None and max(map(abs, self.range)) > _LARGEST_WHOLE:
+            yield f"range = {shown(list(self.range))}: whole numbers beyond 2^53 lose digits; is it of type id?"
         for unit, each in self.convert.items():
             if unit == self.unit:
                 yield f"convert.{unit}: it is the agreed unit itself; leave it out"
@@ -241,7 +250,7 @@ def text_of_number(value: Any) -> Any:
     return str(value) if type(value) is int and abs(value) < _LARGEST_CODE else value
 
 
-def _text(value: Any, key: str, findings: list[str]) -> Any:
+def plain_text(value: Any, key: str, findings: list[str]) -> Any:
     """Take a text or a whole number as a text; anything else YAML may have made of a text is a finding."""
     value = text_of_number(value)
     if not isinstance(value, str):
@@ -258,7 +267,7 @@ def _texts(value: Any, key: str, findings: list[str]) -> Any:
     if not isinstance(value, list):
         findings.append(f"{key} = {shown(value)}: expected a list")
         return value
-    texts = [_text(each, f"{key}.{position}", findings) for position, each in enumerate(value)]
+    texts = [plain_text(each, f"{key}.{position}", findings) for position, each in enumerate(value)]
     return [each for each in texts if each != ""]
 
 
@@ -281,7 +290,7 @@ def _categories(value: Any, key: str, findings: list[str]) -> Any:
         return value
     found = []
     for position, (given, codes) in enumerate(value):
-        label = _text(given, f"{key}.{position}", findings)
+        label = plain_text(given, f"{key}.{position}", findings)
         if label == "":
             findings.append(f"{key}.{position}: an empty label stands for missing; expected a text")
         read = [label] if codes is None else _texts(codes, f"{key}.{label}", findings)
@@ -298,7 +307,7 @@ def _conversions(value: Any, key: str, findings: list[str]) -> Any:
     if not isinstance(value, dict):
         return value
     for unit in value:
-        _text(unit, key, findings)
+        plain_text(unit, key, findings)
     return text_keys({text_of_number(unit): each for unit, each in value.items()})
 
 

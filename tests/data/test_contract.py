@@ -1,5 +1,7 @@
 """A contract is read whole, or refused with all that is wrong in it; its digest is one for one meaning."""
 
+# ruff: noqa: E501  # a finding is one sentence, and reads best on one line
+
 import copy
 import re
 from pathlib import Path
@@ -130,6 +132,15 @@ def test_the_digest_is_of_the_meaning():
         (
             {"variables__age__unit": 10**5000},
             "variables.age.unit = a whole number of more than 60 digits: expected a text: write it in quotes",
+        ),
+        (
+            {"variables__age__range": [0, 1e16]},
+            "variables.age.range = [0.0, 1e+16]: whole numbers beyond 2^53 lose digits; is it of type id?",
+        ),
+        ({"name": "a\x1b[2J"}, "name = 'a\\x1b[2J': a text with a character that cannot be seen; expected one line of plain text"),
+        (
+            {"variables__sex__description": "a\nb"},
+            "variables.sex.description = 'a\\nb': a text with a character that cannot be seen; expected one line of plain text",
         ),
         ({"missing": "NA"}, "missing = 'NA': expected a list"),
         ({"missing": [" NA"]}, "missing.0 = ' NA': spaces around it are not read from a table either; leave them out"),

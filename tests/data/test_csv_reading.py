@@ -2,8 +2,13 @@
 
 # ruff: noqa: E501  # a finding is one sentence, and reads best on one line
 
+import csv
+import io
+
 import pytest
 from contracts import HEADER, ROWS, contract, site, table_of
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from p2pfl.data.csv_reading import read_csv
 from p2pfl.errors import DataError
@@ -138,3 +143,22 @@ def test_a_file_that_is_not_there_is_said(tmp_path):
         read_csv(tmp_path / "table.csv", contract(), site())
     with pytest.raises(DataError, match="cannot be read: Is a directory"):
         read_csv(tmp_path, contract(), site())
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    ids=st.lists(st.text("aé1,;\t|\"'\n ", max_size=6), min_size=1, max_size=4),
+    sign=st.sampled_from([(",", "comma"), (";", "semicolon"), ("\t", "tab"), ("|", "bar")]),
+    encoding=st.sampled_from(["utf-8", "utf-16"]),
+    quoting=st.sampled_from([csv.QUOTE_ALL, csv.QUOTE_MINIMAL]),
+    line_end=st.sampled_from(["\n", "\r\n"]),
+)
+def test_what_a_program_writes_is_read_back(tmp_path, ids, sign, encoding, quoting, line_end):
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, delimiter=sign[0], quoting=quoting, lineterminator=line_end)
+    writer.writerows([HEADER.split(","), *([text, "50", "5", "F", "2020-01-01", "0"] for text in ids)])
+
+    columns = columns_of(tmp_path, file.getvalue().encode(encoding), separator=sign[1], encoding=encoding)
+
+    assert columns["patient"] == tuple(text.strip() for text in ids)
+    assert columns["died"] == ("0",) * len(ids)
