@@ -1,7 +1,5 @@
 """A contract is read whole, or refused with all that is wrong in it; its digest is one for one meaning."""
 
-# ruff: noqa: E501  # a finding is one sentence, and reads best on one line
-
 import copy
 import re
 from pathlib import Path
