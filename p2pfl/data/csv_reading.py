@@ -1,0 +1,206 @@
+"""Columns of texts from a CSV file as hospitals have it, in the format that the contract or the site says.
+
+The standard library's reader splits the fields, in its strict dialect; it reads no number and no date, so that none becomes another value
+on the way. Fields are read without the spaces around them.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from p2pfl.data.contract import Contract
+from p2pfl.data.table_format import SIGNS, SiteTable, TableFormat
+from p2pfl.errors import DataError, some
+from p2pfl.yaml_files import shown
+
+_CODECS = {"utf-8": "utf-8-sig", "utf-16": "utf-16", "latin-1": "latin-1", "windows-1252": "cp1252"}
+_MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+_CONTROLS = re.compile("[\x80-\x9f]")
+_SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)
+_MOST_LINES_NAMED = 5
+_NAMES = {sign: word for word, sign in SIGNS.items() if word != "point"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RawTable:
+    """A site's table as texts, with the contract's variables alone."""
+
+    place: str
+    columns: dict[str, tuple[str, ...]]
+    """Variable to its texts; absent ones are not there."""
+    lines: tuple[int, ...]
+    """Line of the file that each row ends at; it stays at the site."""
+    form: TableFormat
+    """Format that numbers and dates are written in."""
+
+
+def read_csv(path: Path | str, contract: Contract, site: SiteTable) -> RawTable:
+    """Read a site's CSV file.
+
+    Raises:
+        DataError: the file is not there, or not as contract and site say it is; every finding, without a value of a patient.
+    """
+    place = str(path)
+    if faults := list(contract.faults_of_site(site)):
+        raise DataError(faults, f"{place}, table")
+    form = contract.table.overridden(site.format)
+    text, first_line = _without_separator_line(_text(Path(path), form), form, place)
+    header: list[str] | None = None
+    rows: list[list[str]] = []
+    lines: list[int] = []
+    wrong: dict[str, list[int]] = {}
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=SIGNS[form.separator or "comma"], strict=True)
+    positions: dict[str, int] = {}
+    try:
+        for fields in reader:
+            row, line = [field.strip() for field in fields], reader.line_num + first_line
+            if not row:
+                continue
+            if header is None:
+                header = row
+                positions = _positions(header, contract, site, form, place)
+            elif not any(row):
+                wrong.setdefault("all fields are empty: leave the line out", []).append(line)
+            elif len(row) != len(header):
+                wrong.setdefault(f"not {len(header)} fields, as the header has: {_hint(len(row) > len(header))}", []).append(line)
+            else:
+                rows.append(row)
+                lines.append(line)
+    except csv.Error as error:
+        remedy = "a quoted field ends with a quote, and a quote within it is written twice"
+        wrong.setdefault(f"cannot be read as CSV ({error}): {remedy}", []).append(reader.line_num + first_line)
+    if wrong:
+        raise DataError([f"{_lines(found)}: {what}" for what, found in wrong.items()], place)
+    if not rows:
+        raise DataError("has no rows below its header" if header else "is empty: expected a header and rows", place)
+    columns = {name: tuple([row[position] for row in rows]) for name, position in positions.items()}
+    return RawTable(place=place, columns=columns, lines=tuple(lines), form=form)
+
+
+def _text(path: Path, form: TableFormat) -> str:
+    """Decode the file in the encoding that is said; bytes that contradict it are refused."""
+    place = str(path)
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise DataError("no such file", place) from error
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror or error}", place) from error
+    said = form.encoding or "utf-8"
+    marked = next((encoding for mark, encoding in _MARKS.items() if content.startswith(mark)), None)
+    if marked is not None and marked != said:
+        raise DataError(
+            f"begins with the byte order mark of {marked}, and table.encoding is {form.encoding or 'not said'}: say {marked}", place
+        )
+    if said == "utf-16" and marked is None:
+        raise DataError("has no byte order mark, which says how UTF-16 is meant: save it with one, or as UTF-8", place)
+    try:
+        text = content.decode(_CODECS[said])
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        other = "; say table.encoding, such as latin-1 or windows-1252" if form.encoding is None else ""
+        raise DataError(f"line {line} holds the byte 0x{content[error.start]:02x}, which is not {said}{other}", place) from error
+    if "\0" in text:
+        raise DataError(f"line {text.count(chr(10), 0, text.index(chr(0))) + 1} holds a NUL: it is no text in {said}", place)
+    if said == "latin-1" and (found := _CONTROLS.search(text)):
+        line = text.count("\n", 0, found.start()) + 1
+        byte = ord(found[0])
+        raise DataError(f"line {line} holds the byte 0x{byte:02x}, which is no letter of latin-1: is it windows-1252 or utf-8?", place)
+    if said in ("latin-1", "windows-1252") and not content.isascii() and _is_utf8(content):
+        raise DataError(f"all its bytes are UTF-8, and table.encoding is {said}: say utf-8", place)
+    return text
+
+
+def _is_utf8(content: bytes) -> bool:
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _without_separator_line(text: str, form: TableFormat, place: str) -> tuple[str, int]:
+    """The text without the first line sep=; of a spreadsheet, and how many lines that are, if it says what contract and site say."""
+    found = _SEPARATOR_LINE.match(text)
+    if found is None:
+        return text, 0
+    if found[1] != SIGNS[form.separator or "comma"]:
+        raise DataError(f"line 1: it says that fields are separated by {_named(found[1])}: say it as table.separator", place)
+    return text[found.end() :], 1
+
+
+def _positions(header: list[str], contract: Contract, site: SiteTable, form: TableFormat, place: str) -> dict[str, int]:
+    """Position of each variable's column; DataError where one is not there, or there twice."""
+    findings = list(_faults_of_header(header, contract, site, form))
+    if findings:
+        raise DataError(findings, place)
+    positions = {}
+    for name in contract.variables:
+        wanted = site.columns.get(name, name)
+        if name not in site.absent:
+            positions[name] = wanted - 1 if isinstance(wanted, int) else header.index(wanted)
+    return positions
+
+
+def _faults_of_header(header: list[str], contract: Contract, site: SiteTable, form: TableFormat) -> Iterator[str]:
+    used: dict[int, str] = {}
+    missing = []
+    for name in contract.variables:
+        wanted = site.columns.get(name, name)
+        if isinstance(wanted, str) and wanted not in header:
+            if name not in site.absent:
+                missing.append(wanted)
+            continue
+        if (fault := _fault_of_column(header, name, wanted, site)) is not None:
+            yield fault
+            continue
+        position = wanted if isinstance(wanted, int) else header.index(wanted) + 1
+        if position in used:
+            yield f"table.columns: {used[position]} and {name} are the same column, {position}"
+        used[position] = name
+    if missing:
+        yield _lacking(header, missing, form)
+
+
+def _fault_of_column(header: list[str], name: str, wanted: str | int, site: SiteTable) -> str | None:
+    """Find why the header's column cannot be the variable's."""
+    if isinstance(wanted, int):
+        return f"table.columns.{name} = {wanted}: the header has {len(header)} columns" if wanted > len(header) else None
+    if name in site.absent:
+        return f"table.absent has {name}, and the header has it as well: expected one of both"
+    if (times := header.count(wanted)) > 1:
+        such = f"table.columns.{name}: {header.index(wanted) + 1}"
+        return f"the header has {shown(wanted)} {times} times: say which one by its position, such as {such}"
+    return None
+
+
+def _lacking(header: list[str], missing: list[str], form: TableFormat) -> str:
+    """Say what the header lacks, or that it is separated by another sign."""
+    near = next((word for sign, word in _NAMES.items() if len(header) == 1 and sign in header[0] and word != form.separator), None)
+    if near is not None:
+        return f"the header is one field, which holds {near}: say table.separator: {near}, if it separates the columns"
+    return f"the header lacks {some(missing)}: say in table.columns what the column is called, or in table.absent that there is none"
+
+
+def _named(sign: str) -> str:
+    return _NAMES.get(sign, shown(sign))
+
+
+def _hint(is_longer: bool) -> str:
+    if is_longer:
+        return "a separator within a field, such as a decimal comma, needs quotes around the field"
+    return "a field is lost, or a line end within a field has no quotes around the field"
+
+
+def _lines(found: list[int]) -> str:
+    """Name lines in a sentence, the first few where they are many."""
+    if len(found) == 1:
+        return f"line {found[0]}"
+    named = ", ".join(map(str, found[:_MOST_LINES_NAMED]))
+    return f"lines {named}" + (f" and {len(found) - _MOST_LINES_NAMED} more" if len(found) > _MOST_LINES_NAMED else "")
