@@ -9,7 +9,7 @@ Shapes: L limbs of a number, 1 or 2.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -124,11 +124,11 @@ class CheckValue:
     sum_id: str
     position: int
     own: int
-    """Of its masked array; 0 where it has none."""
+    """The combination for its masked array; 0 where it has none."""
     received: tuple[tuple[int, int], ...]
-    """Of the subtotal that each child has sent, by the child, sorted."""
+    """The one for the subtotal that each child has sent, by the child, sorted."""
     sent: int
-    """Of the subtotal that it has sent to its parent; at the root, of the total."""
+    """The one for the subtotal that it has sent to its parent; at the root, for the total."""
     signature: bytes = b""
 
     def signed_content(self) -> bytes:
@@ -174,12 +174,34 @@ class Total:
     transcript: bytes
     sum_id: str
     position: int
+    """-1 where it was held before the session."""
     limbs: Limbs
     """(..., L)"""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LastSignedRequest:
+    """Question of a node that starts: what is the newest that it has signed itself? A neighbour answers with its opening and total."""
+
+    member: int
+
+
 Flooded = Opening | HeldTotals | MaskedDigest | SignedTotal | CheckValue | SessionEnd
-Message = Flooded | MaskedSubtotal | Total
+Message = Flooded | MaskedSubtotal | Total | LastSignedRequest
+Statement = HeldTotals | MaskedDigest | SignedTotal | CheckValue
+SumMessage = MaskedDigest | SignedTotal | CheckValue | MaskedSubtotal | Total
+SessionMessage = HeldTotals | SumMessage
+
+HELD_BEFORE: Final = -1
+"""Position of a total that was held before the session."""
+
+
+def message_key(sender: int, message: SessionMessage) -> tuple[str, int, int]:
+    """Kind, member and position of a message; there is one of each in a session."""
+    position = HELD_BEFORE if isinstance(message, HeldTotals) else message.position
+    if isinstance(message, Total) and position == HELD_BEFORE:
+        return f"Total {message.sum_id}", sender, position
+    return type(message).__name__, sender if isinstance(message, (MaskedSubtotal, Total)) else message.member, position
 
 
 def sign(message: S, key: Ed25519PrivateKey) -> S:

@@ -79,7 +79,7 @@ class SecureSession:
         """Take an opening of this session; whether it is new and is to be passed on.
 
         Raises:
-            BadMessage: it is not signed, differs in its terms from those of this node, or is the member's second one. The reason says which.
+            BadMessage: not signed, differs in its terms from those of this node, or is the member's second one; the reason says which
         """
         self.check_signed(opening)
         terms, name = self.terms, self._name(opening.member)
