@@ -8,13 +8,14 @@ in, and messages for neighbours come out.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import ArrayLike
 
 from p2pfl.errors import BadMessage, ConfigError, some
 from p2pfl.privacy.fixed_point import Limbs
+from p2pfl.protocol.early_messages import EarlyMessages
 from p2pfl.protocol.held_totals import FinalTotal, final_totals
 from p2pfl.protocol.secure_messages import (
     HELD_BEFORE,
@@ -38,8 +39,6 @@ from p2pfl.protocol.secure_tree import sum_tree
 from p2pfl.protocol.sent_sums import SumStore, note_before_sending
 from p2pfl.protocol.signed_history import SignedHistory
 from p2pfl.protocol.sum_terms import SumTerms
-
-_EARLY_PER_MEMBER: Final = 8
 
 Outgoing = list[tuple[int, Message]]
 """Messages with the neighbours that they are for, in their order."""
@@ -89,8 +88,7 @@ class SecureMember:
         self._final: dict[str, FinalTotal] | None = None
         """Totals that were held before the session, by sum id; None until all have said what they hold."""
         self._flooded: dict[tuple[str, int, int], Statement] = {}
-        self._early: dict[tuple[bytes, tuple[str, int, int]], tuple[int, SessionMessage]] = {}
-        """Messages that came before their time, by transcript, kind, member and position, with who sent them."""
+        self._early = EarlyMessages(len(terms.names))
         self._past: set[bytes] = set()
         self._outgoing: Outgoing = []
 
@@ -222,7 +220,7 @@ class SecureMember:
             return  # late
         session = self.session
         if session is None or session.is_over or session.transcript is None:
-            self._keep_early(sender, message)
+            self._early.keep(sender, message)
             return
         if message.transcript != session.transcript:
             raise BadMessage("a message of another session", reason="wrong_transcript")
@@ -239,7 +237,7 @@ class SecureMember:
     def _take_array(self, sender: int, message: MaskedSubtotal | Total) -> None:
         if isinstance(message, Total) and message.position == HELD_BEFORE:
             if self._final is None:
-                self._keep_early(sender, message)
+                self._early.keep(sender, message)
             else:
                 self._take_final(sender, message)
             return
@@ -252,7 +250,7 @@ class SecureMember:
         if message.position > at:
             passes_on = self._me not in self.terms.participants and self.is_ready
             if not passes_on:
-                self._keep_early(sender, message)
+                self._early.keep(sender, message)
                 return
             if not message.position < len(self.terms.sums):
                 raise BadMessage(f"a sum at position {message.position}, which is not planned", reason="wrong_sum")
@@ -362,7 +360,7 @@ class SecureMember:
             self._store.append_session(self.terms.study, session.number)
         self.session, self.ended, self._opened_s, self._final, self._sum = session, None, now_s, None, None
         self._held, self._flooded = {}, {}
-        self._early = {key: kept for key, kept in self._early.items() if key[0] not in self._past}
+        self._early.forget(self._past)
         own = session.openings.get(self._me)
         if own is not None:
             self.history.note(own)
@@ -372,16 +370,8 @@ class SecureMember:
         before = self._sum.position if self._sum is not None else HELD_BEFORE
         self._flooded = {key: message for key, message in self._flooded.items() if key[2] >= before or key[2] == HELD_BEFORE}
         assert self.session is not None
-        self._sum = SecureSum(
-            self.session,
-            self._tree,
-            self._me,
-            position,
-            sum_id,
-            self._signing,
-            send=lambda to, message: self._queue_all([(to, message)]),
-            flood=lambda message: self._pass_on(self._me, message),
-        )
+        arguments = self.session, self._tree, self._me, position, sum_id, self._signing
+        self._sum = SecureSum(*arguments, send=self._send, flood=lambda message: self._pass_on(self._me, message))
 
     def _guarded(self, step: Callable[[SecureSum], None]) -> None:
         """Do something with the sum; where parts do not fit the session ends with the names."""
@@ -399,10 +389,9 @@ class SecureMember:
 
     def _replay(self, now_s: float) -> None:
         """Take up what came too early; what is still too early is kept, what is refused is left out."""
-        early, self._early = self._early, {}
-        for (_, key), (sender, message) in early.items():
+        for sender, message in self._early.take_all():
             try:
-                if key in self._flooded and not isinstance(message, HeldTotals):
+                if message_key(sender, message) in self._flooded and not isinstance(message, HeldTotals):
                     self._take_of_sum(sender, message)  # it has been passed on
                 else:
                     self._take_in_session(sender, message, now_s)
@@ -430,11 +419,6 @@ class SecureMember:
 
     # ---- sending
 
-    def _keep_early(self, sender: int, message: SessionMessage) -> None:
-        if len(self._early) >= _EARLY_PER_MEMBER * len(self.terms.names) + 8:
-            raise BadMessage("more messages before their time than there can be", reason="too_early")
-        self._early.setdefault((message.transcript, message_key(sender, message)), (sender, message))
-
     def _pass_on(self, sender: int, message: Statement) -> bool:
         """Pass a flooded message on to the other neighbours; whether it is new."""
         key = message_key(sender, message)
@@ -447,6 +431,9 @@ class SecureMember:
             self.history.note(message)
         self._queue_all([(neighbour, message) for neighbour in self._neighbours if neighbour != sender])
         return True
+
+    def _send(self, neighbour: int, message: Message) -> None:
+        self._outgoing.append((neighbour, message))
 
     def _final_total(self, sum_id: str) -> Total:
         assert self.session is not None and self.session.transcript is not None  # noqa: PT018

@@ -24,7 +24,7 @@ class SentSum:
 
     sum_id: str
     statistic_id: str
-    """The same question in another study has the same one."""
+    """A question has one of these in all studies."""
     participants: frozenset[str]
     """Identities, which are the same in every study."""
     plan: str
