@@ -34,7 +34,7 @@ from p2pfl.protocol.secure_messages import (
     sign,
 )
 from p2pfl.protocol.secure_session import SecureSession
-from p2pfl.protocol.secure_sum import SecureSum, SessionVoid
+from p2pfl.protocol.secure_sum import SecureSum, SessionVoid, check_planned
 from p2pfl.protocol.secure_tree import sum_tree
 from p2pfl.protocol.sent_sums import SumStore, note_before_sending
 from p2pfl.protocol.signed_history import SignedHistory
@@ -218,6 +218,10 @@ class SecureMember:
     def _take_in_session(self, sender: int, message: SessionMessage, now_s: float) -> None:
         if message.transcript in self._past:
             return  # late
+        check_planned(message, self.terms)
+        is_array = isinstance(message, (MaskedSubtotal, Total))
+        if is_array and (self._me not in self._tree.members or sender not in self._tree.neighbours(self._me)):
+            raise BadMessage(f"member {sender} is no neighbour in the tree of the sum", reason="wrong_place")
         session = self.session
         if session is None or session.is_over or session.transcript is None:
             self._early.keep(sender, message)
@@ -252,8 +256,6 @@ class SecureMember:
             if not passes_on:
                 self._early.keep(sender, message)
                 return
-            if not message.position < len(self.terms.sums):
-                raise BadMessage(f"a sum at position {message.position}, which is not planned", reason="wrong_sum")
             self._start_sum(message.position, message.sum_id)
         if isinstance(message, (MaskedSubtotal, Total)):
             self._guarded(lambda sum_: sum_.take_array(sender, message))
@@ -342,7 +344,7 @@ class SecureMember:
     def _take_final(self, sender: int, message: Total) -> None:
         """Take a total that was held before the session, and pass it on along the tree."""
         assert self.session is not None and self._final is not None  # noqa: PT018
-        if sender not in self._tree.neighbours(self._me) or message.sum_id not in self._final:
+        if message.sum_id not in self._final:
             raise BadMessage("a total that nobody has said to hold", reason="wrong_place")
         if self.session.mac(message.sum_id, message.limbs) != self._final[message.sum_id].mac:
             raise BadMessage("a total that is not the one that its holder has signed", reason="differs")

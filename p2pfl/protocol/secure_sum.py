@@ -16,10 +16,22 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pfl.errors import BadMessage, P2PFLError, some
 from p2pfl.privacy.fixed_point import Limbs, added
-from p2pfl.protocol.secure_messages import CheckValue, MaskedDigest, MaskedSubtotal, Message, SignedTotal, Total, sign
+from p2pfl.protocol.secure_messages import (
+    HELD_BEFORE,
+    CheckValue,
+    HeldTotals,
+    MaskedDigest,
+    MaskedSubtotal,
+    Message,
+    SessionMessage,
+    SignedTotal,
+    Total,
+    sign,
+)
 from p2pfl.protocol.secure_session import SecureSession
 from p2pfl.protocol.secure_tree import SumTree
 from p2pfl.protocol.sum_check import alterations, array_digest, coefficients, combination
+from p2pfl.protocol.sum_terms import SumTerms
 
 V = TypeVar("V")
 
@@ -30,6 +42,23 @@ class SessionVoid(P2PFLError):
     def __init__(self, reason: str, members: tuple[int, ...]) -> None:
         self.reason, self.members = reason, members
         super().__init__(reason)
+
+
+def check_planned(message: SessionMessage, terms: SumTerms) -> None:
+    """Refuse a message of a sum that is not planned, or an array of another shape, before it is kept for later.
+
+    Raises:
+        BadMessage: it is one; reason "wrong_sum" or "wrong_shape".
+    """
+    if isinstance(message, HeldTotals):
+        return
+    is_held = isinstance(message, Total) and message.position == HELD_BEFORE
+    if not (is_held or 0 <= message.position < len(terms.sums)):
+        raise BadMessage(f"a sum at position {message.position}, which is not planned", reason="wrong_sum")
+    if isinstance(message, (MaskedSubtotal, Total)):
+        sums = terms.sums if is_held else terms.sums[message.position : message.position + 1]
+        if message.limbs.shape not in [(*each.shape, each.number_format.num_limbs) for each in sums]:
+            raise BadMessage(f"an array of shape {message.limbs.shape}, which is not planned", reason="wrong_shape")
 
 
 class SecureSum:

@@ -141,7 +141,28 @@ class Network:
                 return
         raise AssertionError("messages without an end")
 
-    def totals(self, position):
+    def finish(self):
+        """Run to the last sum, with links that come back and whoever is ready opening the next session."""
+        for turn in range(8):
+            self.run()
+            if all(each is not None for position in range(len(self.terms.sums)) for each in self.totals_of(position)):
+                return
+            if turn % 2 and all(each.session is None or each.session.is_over for each in self.members):
+                self.open(self.terms.participants[0])
+            self.resend()
+        raise AssertionError("sums without a total")
+
+    def look(self, after_s):
+        """Let time pass, while the members that are there hear of each other."""
+        self.now_s += after_s
+        for me, member in enumerate(self.members):
+            for other in self.graph[me] - self.away:
+                member.note_heard(other, self.now_s)
+        for me, member in enumerate(self.members):
+            if me not in self.away:
+                self.post(me, member.look(self.now_s))
+
+    def totals_of(self, position):
         """What the participants hold of a sum; None where one holds nothing."""
         sum_id = self.terms.sum_id(position, [])
         return [self.members[each].totals.get(sum_id) for each in self.terms.participants]
@@ -154,7 +175,8 @@ class Network:
     def assert_exact(self, *positions):
         for position in positions or range(len(self.terms.sums)):
             expected = self.plain(position).tolist()
-            assert [None if each is None else each.tolist() for each in self.totals(position)] == [expected] * len(self.terms.participants)
+            found = [None if each is None else each.tolist() for each in self.totals_of(position)]
+            assert found == [expected] * len(self.terms.participants)
 
 
 def drawn_values(terms, seed=0, scale=1e3):
