@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import networkx as nx
 import numpy as np
 import pytest
@@ -206,3 +208,67 @@ def test_what_is_left_of_an_ended_session_is_ignored():
 
     found.assert_exact()
     assert found.refused == []
+
+
+def test_a_fetched_total_that_its_holder_has_not_signed_is_refused():
+    found = network(nx.path_graph(4), num_sums=1)
+    found.run()
+    kept = found.members[1].totals
+    for each in range(4):
+        found.restart(each, totals=kept if each == 1 else None)
+    found.change = altered_to_the_third
+    found.open(1)
+    found.run()
+
+    assert found.refused == ["differs"]
+    assert [each is None for each in found.totals_of(0)] == [False, False, True, True]
+
+
+def altered_to_the_third(sender, receiver, message):
+    """What a member gets that is told another total than the one that is held."""
+    is_other = isinstance(message, Total) and (sender, receiver) == (1, 2)
+    return replace(message, limbs=subtracted(message.limbs, message.limbs)) if is_other else message
+
+
+@pytest.mark.parametrize("is_opening_first", [True, False])
+def test_a_restored_site_is_held_back_up_to_the_sum_after_its_last_signed_one(is_opening_first):
+    found = network(nx.path_graph(4), num_sums=4)
+    backup = ListStore(found.stores[3].key)
+    found.run(until=lambda network: network.totals_of(1)[2] is not None)
+    found.restart(3, store=backup)
+    answers = found.members[2].receive(3, *[message for _, message in found.members[3].ask_neighbours()], 0.0)
+    assert [receiver for receiver, _ in answers] == [3, 3]
+    for _, answer in answers if is_opening_first else reversed(answers):
+        found.members[3].receive(2, answer, 0.0)
+
+    assert found.members[3].history.is_restored
+    assert backup.blocked_until(found.terms.study) == 2
+
+
+def test_a_node_that_was_only_restarted_is_not_held_back():
+    found = network(nx.path_graph(4), num_sums=2)
+    found.run(until=lambda network: network.totals_of(0)[2] is not None)
+    found.restart(3)
+    for _, answer in found.members[2].receive(3, found.members[3].ask_neighbours()[0][1], 0.0):
+        found.members[3].receive(2, answer, 0.0)
+
+    assert not found.members[3].history.is_restored
+    assert found.stores[3].blocks == {}
+
+
+def test_a_total_to_which_a_member_has_not_added_is_refused():
+    found = network(nx.path_graph(3), num_sums=1)
+    give = found.contribute
+    found.contribute = lambda me: give(me) if me != 2 else None
+    found.run()
+    sums = found.members[1]._sum
+    form = found.terms.sums[0].number_format
+    forged = Total(transcript=sums._transcript, sum_id=sums.sum_id, position=0, limbs=form.encode(np.zeros(3)))
+    found.contribute = lambda me: None
+    found.post(0, [(1, forged)])
+    found.run()
+
+    assert found.refused == ["wrong_place"]
+    found.contribute = give
+    found.run()
+    found.assert_exact()
