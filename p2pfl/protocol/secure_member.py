@@ -36,7 +36,7 @@ from p2pfl.protocol.secure_messages import (
 from p2pfl.protocol.secure_session import SecureSession
 from p2pfl.protocol.secure_sum import SecureSum, SessionVoid, check_planned
 from p2pfl.protocol.secure_tree import sum_tree
-from p2pfl.protocol.sent_sums import SumStore, note_before_sending
+from p2pfl.protocol.sent_sums import SumStore, note_before_sending, note_heard_sets
 from p2pfl.protocol.signed_history import SignedHistory
 from p2pfl.protocol.sum_terms import SumTerms
 
@@ -296,10 +296,11 @@ class SecureMember:
         if self.session.transcript is not None:
             if self._me in self.terms.participants:
                 macs = tuple(sorted((sum_id, self.session.mac(sum_id, total)) for sum_id, total in self.totals.items()))
-                mine = HeldTotals(member=self._me, transcript=self.session.transcript, macs=macs)
-                mine = sign(mine, self._signing)
+                mine = sign(HeldTotals(member=self._me, transcript=self.session.transcript, macs=macs), self._signing)
                 self._pass_on(self._me, mine)
                 self._take_held(mine, now_s)
+            else:
+                note_heard_sets(self._store, self.terms)
             self._replay(now_s)
 
     def _take_own_opening(self, opening: Opening) -> None:

@@ -33,6 +33,16 @@ class SentSum:
     """HMAC-SHA256 of the site's integers under a key that never leaves it."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeardSet:
+    """A set over which others have been asked a statistic, in a session in which this site took no part."""
+
+    question_id: str
+    """Digest of the statistic whatever its parameters are: which ones were asked is not known here."""
+    participants: frozenset[str]
+    """Identities, which are the same in every study."""
+
+
 class SumStore(Protocol):
     """A site's memory of its sums and sessions, over all studies; it only grows."""
 
@@ -47,6 +57,14 @@ class SumStore(Protocol):
 
     def append_sent(self, entry: SentSum) -> None:
         """Write an entry so that it is there after a loss of power, before this returns; StoreError where that fails."""
+        ...
+
+    def heard(self) -> Sequence[HeardSet]:
+        """All sets of others that this site has heard of."""
+        ...
+
+    def append_heard(self, entry: HeardSet) -> None:
+        """Write a set of others so that it is there after a loss of power; StoreError where that fails."""
         ...
 
     def last_session(self, study: str) -> int:
@@ -64,6 +82,22 @@ class SumStore(Protocol):
     def append_block(self, study: str, position: int) -> None:
         """Write that nothing may be sent up to a position; StoreError where that fails."""
         ...
+
+
+def note_heard_sets(store: SumStore, terms: SumTerms) -> None:
+    """Write down that a session of others has opened: all sums of its plan count as released over its set.
+
+    A site that is asked later over another set would otherwise not know of totals that, with the new one, tell a sum over few members.
+
+    Raises:
+        StoreError: the disk failed.
+    """
+    known = set(store.heard())
+    for position in range(len(terms.sums)):
+        entry = HeardSet(question_id=terms.question_id(position), participants=terms.participant_identities)
+        if entry not in known:
+            store.append_heard(entry)
+            known.add(entry)
 
 
 def note_before_sending(
@@ -108,6 +142,7 @@ def note_before_sending(
             )
         return
     released = [entry.participants for entry in entries if entry.statistic_id == new.statistic_id]
+    released += [entry.participants for entry in store.heard() if entry.question_id == terms.question_id(position)]
     fewest = fewest_in_atom(terms.min_participants, terms.curious)
     check_sets(statistic, new.participants, released, fewest=fewest, consenting=consenting, names=names)
     store.append_sent(new)

@@ -95,6 +95,10 @@ class SumTerms:
         """Public keys of the participants: they are the same members in another study."""
         return frozenset(self.identities[each] for each in self.participants)
 
+    def question_id(self, position: int) -> str:
+        """Digest of a statistic whatever its parameters are, the same in every study; 64 hex digits."""
+        return hashlib.sha256(canonical(["p2pfl question 1", self.sums[position].statistic])).hexdigest()
+
     def statistic_id(self, position: int, parameters: Any) -> str:
         """Digest of a statistic with its parameters, the same in every study; 64 hex digits."""
         return hashlib.sha256(canonical(["p2pfl statistic 1", self.sums[position].statistic, parameters])).hexdigest()

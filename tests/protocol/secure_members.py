@@ -42,12 +42,19 @@ class ListStore:
     """What a site remembers, in lists; what is restored from a backup is an earlier copy of them."""
 
     def __init__(self, key=b"site key"):
-        self.key, self.entries, self.sessions, self.blocks = key, [], {}, {}
+        self.key, self.entries, self.sets, self.sessions, self.blocks = key, [], [], {}, {}
 
     def copy(self):
         other = ListStore(self.key)
-        other.entries, other.sessions, other.blocks = [*self.entries], {**self.sessions}, {**self.blocks}
+        other.entries, other.sets = [*self.entries], [*self.sets]
+        other.sessions, other.blocks = {**self.sessions}, {**self.blocks}
         return other
+
+    def heard(self):
+        return self.sets
+
+    def append_heard(self, entry):
+        self.sets.append(entry)
 
     def sent(self):
         return self.entries

@@ -11,7 +11,7 @@ from secure_members import STATISTICS, ListStore, Network, drawn_values, identit
 
 from p2pfl.errors import ConfigError, StoreError
 from p2pfl.protocol.secure_messages import MaskedDigest, MaskedSubtotal
-from p2pfl.protocol.sent_sums import note_before_sending
+from p2pfl.protocol.sent_sums import note_before_sending, note_heard_sets
 
 INTEGERS = STATISTICS.encode([1.0, 2.0, 3.0])
 FIVE = terms_of(6, [0, 1, 2, 3, 4])
@@ -99,3 +99,35 @@ def test_nothing_leaves_of_a_number_beyond_its_bound(value):
         found.run()
 
     assert found.stores[2].entries == []
+
+
+class ForgetfulStore(ListStore):
+    def heard(self):
+        return []
+
+
+@pytest.mark.parametrize(("store", "expected"), [(ForgetfulStore, []), (ListStore, [2])])
+def test_sets_of_others_count_as_well(store, expected):
+    """The third and the fourth sum give clinic-0 alone, which nobody sees in the sets that it is in itself."""
+    sets = [[0, 1, 2, 3, 4, 5, 6], [4, 5, 6], [1, 2, 3, 7, 8, 9], [7, 8, 9]]
+    stores = [store(b"key %d" % each) for each in range(10)]
+    refused = {}
+    for number, participants in enumerate(sets):
+        terms = terms_of(10, participants, num_sums=1, study=f"{number:02x}" * 32)
+        found = Network(nx.cycle_graph(10), terms, drawn_values(terms), stores=stores)
+        found.open(participants[0])
+        try:
+            found.run()
+        except ConfigError as error:
+            refused[number] = str(error)
+
+    assert list(refused) == expected
+    assert all("the sum over clinic-0 alone would be known" in said for said in refused.values())
+
+
+def test_a_set_of_others_is_written_once():
+    store = ListStore()
+    note_heard_sets(store, FIVE)
+    note_heard_sets(store, FIVE)
+
+    assert len(store.sets) == len(FIVE.sums)
