@@ -37,6 +37,7 @@ from p2pfl.protocol.secure_session import SecureSession
 from p2pfl.protocol.secure_sum import SecureSum, SessionVoid, check_planned
 from p2pfl.protocol.secure_tree import sum_tree
 from p2pfl.protocol.sent_sums import SumStore, note_before_sending, note_heard_sets
+from p2pfl.protocol.set_consent import SetConsent
 from p2pfl.protocol.signed_history import SignedHistory
 from p2pfl.protocol.sum_terms import SumTerms
 
@@ -55,7 +56,7 @@ class SecureMember:
         store: what its site remembers of sums and sessions.
         totals: confirmed totals that this node has kept, by their sum ids.
         patience_s: after this time without a word a member is away.
-        consenting: identities of members that have signed that they may be in a smaller atom.
+        consents: of members that may be in a smaller atom.
     """
 
     def __init__(
@@ -68,12 +69,12 @@ class SecureMember:
         *,
         patience_s: float,
         totals: Mapping[str, Limbs] | None = None,
-        consenting: Collection[str] = (),
+        consents: Collection[SetConsent] = (),
     ) -> None:
         self.terms, self._me, self._signing, self._store = terms, me, signing, store
         self._neighbours = sorted(neighbours[me])
         self._tree = sum_tree(neighbours, terms.participants, terms.names)
-        self._patience_s, self._consenting = patience_s, consenting
+        self._patience_s, self._consents = patience_s, consents
         self.totals: dict[str, Limbs] = dict(totals or {})
         """Confirmed totals by their sum ids; they are final."""
         self.session: SecureSession | None = None
@@ -148,7 +149,7 @@ class SecureMember:
                 f" it takes part from sum {blocked + 2} of the plan on"
             )
         integers = form.encode(values)
-        note_before_sending(self._store, self.terms, position, parameters, integers, consenting=self._consenting)
+        note_before_sending(self._store, self.terms, position, parameters, integers, consents=self._consents)
         self._start_sum(position, sum_id)
         assert self._sum is not None
         self._guarded(lambda sum_: sum_.contribute(integers))
@@ -364,10 +365,9 @@ class SecureMember:
         self.session, self.ended, self._opened_s, self._final, self._sum = session, None, now_s, None, None
         self._held, self._flooded = {}, {}
         self._early.forget(self._past)
-        own = session.openings.get(self._me)
-        if own is not None:
+        if (own := session.openings.get(self._me)) is not None:
             self.history.note(own)
-            self._queue_all([(neighbour, own) for neighbour in self._neighbours])
+            self._queue_all([(each, own) for each in self._neighbours])
 
     def _start_sum(self, position: int, sum_id: str) -> None:
         before = self._sum.position if self._sum is not None else HELD_BEFORE

@@ -15,6 +15,7 @@ from p2pfl.errors import ConfigError
 from p2pfl.governance.encoding import canonical
 from p2pfl.privacy.fixed_point import Limbs
 from p2pfl.protocol.released_sets import check_sets, fewest_in_atom
+from p2pfl.protocol.set_consent import SetConsent, consenting_members
 from p2pfl.protocol.sum_terms import SumTerms
 
 
@@ -101,7 +102,7 @@ def note_heard_sets(store: SumStore, terms: SumTerms) -> None:
 
 
 def note_before_sending(
-    store: SumStore, terms: SumTerms, position: int, parameters: Any, integers: Limbs, *, consenting: Collection[str] = ()
+    store: SumStore, terms: SumTerms, position: int, parameters: Any, integers: Limbs, *, consents: Collection[SetConsent] = ()
 ) -> None:
     """Write down a sum before its first masked byte leaves; nothing is written where it is the same as before.
 
@@ -111,11 +112,11 @@ def note_before_sending(
         position: of the sum in the plan.
         parameters: on which the statistic depends beside the rows.
         integers: of this site, (..., L).
-        consenting: identities of members that have signed that they may be in a smaller atom.
+        consents: of members that may be in a smaller atom.
 
     Raises:
         ConfigError: this site has sent other integers into the sum, or over another set; or the statistic over sets that, with this
-            one, would tell a sum over few members. The statistic and the members are named, and nothing may be sent.
+            one, would tell a sum over few members; or a consent is not signed. The error names the members; nothing may be sent.
         StoreError: the disk failed.
     """
     sum_id, statistic = terms.sum_id(position, parameters), terms.sums[position].statistic
@@ -143,6 +144,7 @@ def note_before_sending(
         return
     released = [entry.participants for entry in entries if entry.statistic_id == new.statistic_id]
     released += [entry.participants for entry in store.heard() if entry.question_id == terms.question_id(position)]
+    consenting = consenting_members(consents, terms.question_id(position), new.participants)
     fewest = fewest_in_atom(terms.min_participants, terms.curious)
     check_sets(statistic, new.participants, released, fewest=fewest, consenting=consenting, names=names)
     store.append_sent(new)

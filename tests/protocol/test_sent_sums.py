@@ -7,11 +7,12 @@ from dataclasses import replace
 import networkx as nx
 import numpy as np
 import pytest
-from secure_members import STATISTICS, ListStore, Network, drawn_values, identity, terms_of
+from secure_members import STATISTICS, ListStore, Network, drawn_values, identity, signing_key, terms_of
 
 from p2pfl.errors import ConfigError, StoreError
 from p2pfl.protocol.secure_messages import MaskedDigest, MaskedSubtotal
 from p2pfl.protocol.sent_sums import note_before_sending, note_heard_sets
+from p2pfl.protocol.set_consent import SetConsent, sign_consent
 
 INTEGERS = STATISTICS.encode([1.0, 2.0, 3.0])
 FIVE = terms_of(6, [0, 1, 2, 3, 4])
@@ -64,7 +65,17 @@ def test_something_else_is_refused_by_name(terms, integers, said):
 def test_who_is_alone_in_an_atom_can_consent():
     store = store_with(FIVE)
     fewer = terms_of(6, [0, 1, 2, 3], study=ANOTHER_STUDY)
-    note_before_sending(store, fewer, 0, [], INTEGERS, consenting=[identity(4)])
+    consent = SetConsent(identity=identity(4), question_id=fewer.question_id(0), participants=fewer.participant_identities)
+    elsewhere = [replace(consent, question_id=fewer.question_id(1)), replace(consent, participants=FIVE.participant_identities)]
+    others = [sign_consent(each, signing_key(4)) for each in elsewhere]
+    others.append(sign_consent(replace(consent, identity=identity(3)), signing_key(3)))
+    with pytest.raises(ConfigError, match="clinic-4 alone"):
+        note_before_sending(store, fewer, 0, [], INTEGERS, consents=others)
+    for forged in (consent, sign_consent(consent, signing_key(3))):
+        with pytest.raises(ConfigError, match="has not signed; leave it out"):
+            note_before_sending(store, fewer, 0, [], INTEGERS, consents=[forged])
+    assert len(store.entries) == 1
+    note_before_sending(store, fewer, 0, [], INTEGERS, consents=[sign_consent(consent, signing_key(4))])
 
     assert len(store.entries) == 2
 
