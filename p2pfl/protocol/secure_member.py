@@ -93,8 +93,6 @@ class SecureMember:
         self._past: set[bytes] = set()
         self._outgoing: Outgoing = []
 
-    # ---- what the node asks for
-
     @property
     def is_ready(self) -> bool:
         """Whether the next sum may begin: the session is open, and the sum before is confirmed."""
@@ -125,6 +123,8 @@ class SecureMember:
     def contribute(self, position: int, parameters: Any, values: ArrayLike, now_s: float) -> Outgoing:
         """Give this site's numbers to a sum, or none where its total is held already and only has to be waited for.
 
+        Where that fails nothing has been sent, and others wait for this node: the caller lets it `leave` the session.
+
         Args:
             position: of the sum in the plan; it only grows.
             parameters: on which the statistic depends beside the rows.
@@ -132,8 +132,8 @@ class SecureMember:
             now_s: on the caller's clock.
 
         Raises:
-            ConfigError: a number is beyond its bound, or this site has sent something else before; nothing has been sent.
-            StoreError: the disk failed; nothing has been sent.
+            ConfigError: a number is beyond its bound, or this site has sent something else before.
+            StoreError: the disk failed.
         """
         if not self.is_ready or self.session is None or self._final is None:
             raise ValueError("no sum can begin now")
@@ -270,13 +270,12 @@ class SecureMember:
             self._take_own_opening(opening)
         elif session is None or opening.session > number:
             other = SecureSession(self.terms, opening.session, self._me, self._signing)
-            is_new = other.take(opening)  # refused before anything has changed
+            other.take(opening)  # refused before anything has changed
             if opening.session <= self._store.last_session(self.terms.study) and self._me in self.terms.participants:
                 self._queue_all([*self.open(now_s)])
                 return
             self._begin_session(other, now_s)
-            if is_new:
-                self._pass_opening(sender, opening, now_s)
+            self._pass_opening(sender, opening, now_s)
         elif opening.session < number:
             self._queue_all([(sender, each) for each in self.history.answer(opening.member)])
             self._queue_all([(sender, each) for each in session.openings.values()])
@@ -284,9 +283,11 @@ class SecureMember:
             try:
                 is_new = session.take(opening)
             except BadMessage as error:
-                if error.reason == "second_opening":
-                    self._queue_all([(sender, each) for each in self.history.answer(opening.member)])
-                raise
+                if error.reason != "second_opening":
+                    raise
+                self._queue_all([(sender, each) for each in self.history.answer(opening.member)])
+                self._end(f"{self.terms.names[opening.member]}: it has opened this session twice", (opening.member,))
+                return
             if is_new:
                 self._pass_opening(sender, opening, now_s)
 
@@ -325,7 +326,8 @@ class SecureMember:
             return
         session.check_signed(message)
         self._queue_all([(neighbour, message) for neighbour in self._neighbours if neighbour != sender])
-        self._close(message)
+        self.ended = message
+        self._forget()
 
     def _take_held(self, message: HeldTotals, now_s: float) -> None:
         if message.member not in self.terms.participants:
@@ -361,7 +363,7 @@ class SecureMember:
         if self.session is not None:
             self._forget()
         if self._me in self.terms.participants:
-            self._store.append_session(self.terms.study, session.number)
+            self._store.append_session(self.terms.study, session.number)  # before the opening leaves
         self.session, self.ended, self._opened_s, self._final, self._sum = session, None, now_s, None, None
         self._held, self._flooded = {}, {}
         self._early.forget(self._past)
@@ -408,9 +410,6 @@ class SecureMember:
         message = SessionEnd(member=self._me, study=self.terms.study, session=self.session.number, reason=reason, names=names)
         message = sign(message, self._signing)
         self._queue_all([(neighbour, message) for neighbour in self._neighbours])
-        self._close(message)
-
-    def _close(self, message: SessionEnd) -> None:
         self.ended = message
         self._forget()
 

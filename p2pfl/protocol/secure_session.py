@@ -128,21 +128,21 @@ class SecureSession:
 
     def _begin(self) -> None:
         ordered = [self.openings[each] for each in self.terms.participants]
-        self.transcript = transcript = hashlib.sha256(canonical([each.signed_content().decode("ascii") for each in ordered])).digest()
-        nonces = b"".join(each.nonce for each in ordered)
-        self._group_key = HKDF(SHA256(), KEY_BYTES, salt=transcript, info=canonical(["p2pfl group 1"])).derive(nonces)
+        transcript = hashlib.sha256(canonical([each.signed_content().decode("ascii") for each in ordered])).digest()
         if self._secret is not None:
-            pairs = {each.member: sorted((self._me, each.member)) for each in ordered if each.member != self._me}
             keys = {}
-            for other, pair in pairs.items():
+            for other in (each for each in ordered if each.member != self._me):
+                context = canonical(["p2pfl mask 1", *sorted((self._me, other.member))])
                 try:
-                    context = canonical(["p2pfl mask 1", *pair])
-                    keys[other] = self._secret.pair_key(self.openings[other].public, transcript=transcript, context=context)
+                    keys[other.member] = self._secret.pair_key(other.public, transcript=transcript, context=context)
                 except BadMessage as error:
-                    self.erase()
-                    raise BadMessage(f"{self._name(other)}: its key makes no secret", reason="bad_key") from error
+                    del self.openings[other.member]  # it is missing, and is named where the session ends
+                    raise BadMessage(f"{self._name(other.member)}: its key makes no secret", reason="bad_key") from error
             self._masks = SessionMasks(self._me, keys)
             self._secret.erase()  # the keys of all pairs are made
+        nonces = b"".join(each.nonce for each in ordered)
+        self._group_key = HKDF(SHA256(), KEY_BYTES, salt=transcript, info=canonical(["p2pfl group 1"])).derive(nonces)
+        self.transcript = transcript
 
     def _name(self, member: int) -> str:
         return self.terms.names[member]

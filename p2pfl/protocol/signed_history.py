@@ -38,6 +38,10 @@ class SignedHistory:
         found = self._openings.get(member), self._totals.get(member)
         return [each for each in found if each is not None]
 
+    def messages(self) -> list[Opening | SignedTotal]:
+        """All that is remembered, to be kept in a file and noted again after a restart."""
+        return [*self._openings.values(), *self._totals.values()]
+
     def last_session(self) -> int:
         """Number of the newest session that this node has opened, as far as anybody knows; 0 where there is none."""
         opening = self._openings.get(self._me)

@@ -272,3 +272,43 @@ def test_a_total_to_which_a_member_has_not_added_is_refused():
     found.contribute = give
     found.run()
     found.assert_exact()
+
+
+def test_neighbours_that_have_restarted_as_well_still_know_of_it():
+    found = network(nx.path_graph(4), num_sums=3)
+    backup = ListStore(found.stores[3].key)
+    found.run(until=lambda network: network.totals_of(0)[2] is not None)
+    kept = found.members[2].history.messages()
+    found.restart(2)
+    found.restart(3, store=backup)
+    for message in kept:
+        found.members[2].history.note(message)
+    for _, answer in found.members[2].receive(3, found.members[3].ask_neighbours()[0][1], 0.0):
+        found.members[3].receive(2, answer, 0.0)
+
+    assert found.members[3].history.is_restored
+
+
+def test_a_member_that_opens_one_session_twice_ends_it_with_its_name():
+    found = network(nx.path_graph(4))
+    found.run(until=lambda network: all(each.session and each.session.transcript for each in network.members))
+    found.restart(3, store=ListStore())
+    found.waiting.clear()
+    found.contribute = lambda me: None
+    found.open(3)
+    found.run()
+
+    assert {found.members[me].ended.names for me in range(3)} == {(3,)}
+    assert found.members[3].history.is_restored
+
+
+def test_a_site_that_cannot_give_its_numbers_leaves_and_all_know_which_one():
+    found = network(nx.path_graph(4))
+    found.values[0][1] = np.full(3, np.inf)
+    with pytest.raises(ConfigError, match="not finite"):
+        found.run()
+    found.post(1, found.members[1].leave("clinic-1: sum 0 is outside its range"))
+    found.contribute = lambda me: None
+    found.run()
+
+    assert {(each.ended.reason, each.ended.names) for each in found.members} == {("clinic-1: sum 0 is outside its range", (1,))}

@@ -101,7 +101,7 @@ def test_a_key_that_makes_no_secret_is_named():
     mine.take(third.openings[2])
     with pytest.raises(BadMessage, match="clinic-1: its key makes no secret"):
         mine.take(sign(replace(other.openings[1], public=bytes(32)), signing_key(1)))
-    assert mine.is_over
+    assert (mine.transcript, mine.missing) == (None, [1])
 
 
 def test_nothing_is_left_of_a_session_that_is_over():
