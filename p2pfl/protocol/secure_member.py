@@ -115,7 +115,9 @@ class SecureMember:
         return [(neighbour, LastSignedRequest(member=self._me)) for neighbour in self._neighbours]
 
     def open(self, now_s: float) -> Outgoing:
-        """Open the next session; a running one ends."""
+        """Open the next session; a running one ends. A member that takes no part is let in by the openings of others."""
+        if self._me not in self.terms.participants:
+            return []
         known = max(self.history.last_session(), self.session.number if self.session is not None else 0)
         self._begin_session(SecureSession(self.terms, known + 1, self._me, self._signing), now_s)
         return self._taken()
@@ -151,7 +153,6 @@ class SecureMember:
         integers = form.encode(values)
         note_before_sending(self._store, self.terms, position, parameters, integers, consents=self._consents)
         self._start_sum(position, sum_id)
-        assert self._sum is not None
         self._guarded(lambda sum_: sum_.contribute(integers))
         self._replay(now_s)
         return self._taken()
@@ -197,8 +198,8 @@ class SecureMember:
         if self.session is None or self.session.is_over:
             return [] if self.ended is None else [self.ended]
         found: list[Message] = [*self.session.openings.values(), *self._flooded.values()]
-        if self._final is not None and neighbour in self._tree.neighbours(self._me):
-            found += [self._final_total(sum_id) for sum_id in sorted(self._final) if sum_id in self.totals]
+        if neighbour in self._tree.neighbours(self._me):
+            found += [self._final_total(sum_id) for sum_id in sorted(self._final or {}) if sum_id in self.totals]
         return found + (self._sum.outstanding(neighbour) if self._sum is not None else [])
 
     # ---- messages
@@ -253,10 +254,10 @@ class SecureMember:
         if message.position < at:
             return  # late: that sum is confirmed
         if message.position > at:
-            passes_on = self._me not in self.terms.participants and self.is_ready
-            if not passes_on:
+            if self._me in self.terms.participants or self._final is None:
                 self._early.keep(sender, message)
                 return
+            # whoever is further has what this node signed of the sum before
             self._start_sum(message.position, message.sum_id)
         if isinstance(message, (MaskedSubtotal, Total)):
             self._guarded(lambda sum_: sum_.take_array(sender, message))
