@@ -13,7 +13,7 @@ from p2pfl.node.clock import LoopClock
 from p2pfl.protocol.agreed_start import StartAgreement
 from p2pfl.protocol.neighbour import Neighbour, SendNew, SendUpdate, is_large
 from p2pfl.protocol.protocol import Protocol
-from p2pfl.transports import Transport
+from p2pfl.transports import LinkCondition, Transport
 from p2pfl.wire.codec import encode
 from p2pfl.wire.messages import Goodbye, Message, Records
 
@@ -100,10 +100,14 @@ class Sending:
                 await self._filled[neighbour.name].wait()
 
     async def say_goodbye(self, reason: str) -> None:
-        """Tell every neighbour why nothing more will come, and give the links a moment; updates that wait for the cap are given up."""
+        """Tell every neighbour why nothing more will come, and give the links a moment; updates that wait for the cap are given up.
+
+        One that has left and is still connected waits for this word.
+        """
         self._is_leaving = True
-        for neighbour in self._protocol.neighbours.values():
-            if neighbour.session.is_open and not neighbour.left:
+        for name, neighbour in self._protocol.neighbours.items():
+            is_waiting = neighbour.left and self._transport.link(name).state == LinkCondition.UP
+            if is_waiting or (neighbour.session.is_open and not neighbour.left):
                 neighbour.queue(Goodbye(reason=reason))
         self.wake()
         deadline_s = self._clock.now_s() + FLUSH_S
