@@ -11,7 +11,7 @@ import pytest
 
 import p2pfl
 from networks import DEADLINE_S, HASTY, PATIENT, STUDY, Network, finish, plan_of, signing_of, until
-from p2pfl.node import conclusion
+from p2pfl.node import conclusion, daemon
 from p2pfl.node.clock import Timeouts
 from p2pfl.protocol.network_view import NetworkViewAdapter, ViewPolicy
 from p2pfl.runs.events import Departure, departure_rows, departures_in, departures_of_events, exit_code_of
@@ -261,6 +261,31 @@ def test_a_node_that_has_said_its_last_word_stays_until_its_neighbour_has(tmp_pa
             return has_gone
 
     assert finish(run()) == set()
+
+
+def test_a_node_that_has_left_hears_the_last_word_of_one_that_leaves_after_it(tmp_path, monkeypatch):
+    plan = fixed_rounds(2, 2)
+    monkeypatch.setattr(conclusion, "LAST_WORDS_S", 2 * DEADLINE_S)
+
+    async def run():
+        async with Network(plan, tmp_path, timeouts=replace(PATIENT, linger_s=2 * DEADLINE_S)) as network:
+            first, ended = [], asyncio.Event()
+
+            async def part_and_tell(node, part=daemon.part):
+                is_first = not first
+                first.append(node.me)
+                await (part(node) if is_first else ended.wait())  # the other one keeps its link
+
+            monkeypatch.setattr(daemon, "part", part_and_tell)
+            network.start()
+            await until(lambda: first)
+            try:
+                await asyncio.wait_for(asyncio.shield(network.nodes[first[0]].task), DEADLINE_S)
+            finally:
+                ended.set()
+            await network.ended()
+
+    finish(run())
 
 
 @pytest.mark.slow
