@@ -96,7 +96,7 @@ class SessionMasks:
         self._used.add(context)
         total: Limbs = np.zeros(shape, dtype=np.uint64)
         for other, pair_key in sorted(self._pair_keys.items()):
-            stream = _stream(HKDFExpand(SHA256(), KEY_BYTES, info=context).derive(pair_key), shape)
+            stream = uniform_words(HKDFExpand(SHA256(), KEY_BYTES, info=context).derive(pair_key), shape)
             total = added(total, stream) if self._me < other else subtracted(total, stream)
         return total
 
@@ -105,8 +105,8 @@ class SessionMasks:
         self._pair_keys.clear()
 
 
-def _stream(key: bytes, shape: tuple[int, ...]) -> Limbs:
-    """Uniform words of 64 bits from a key that is used once."""
+def uniform_words(key: bytes, shape: tuple[int, ...]) -> Limbs:
+    """Draw uniform words of 64 bits from a key of 32 bytes that is used once."""
     encryptor = Cipher(ChaCha20(key, _NONCE_AND_COUNTER), mode=None).encryptor()
     zeros = bytes(8 * int(np.prod(shape)))
     return np.frombuffer(encryptor.update(zeros), dtype="<u8").astype(np.uint64).reshape(shape)

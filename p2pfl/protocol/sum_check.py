@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher
-from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from numpy.typing import NDArray
 
 from p2pfl.privacy.fixed_point import Limbs
+from p2pfl.privacy.masks import uniform_words
 from p2pfl.protocol.secure_messages import CheckValue
 from p2pfl.protocol.secure_tree import SumTree
 
@@ -29,8 +28,6 @@ MODULUS: Final = 1 << 128
 _NUM_LIMBS = 2
 _HALF_BITS = np.uint64(32)
 _LOW_HALF = np.uint64(0xFFFFFFFF)
-_NONCE_AND_COUNTER = bytes(16)
-"""All zero: a seed makes one array."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,8 +52,7 @@ def coefficients(transcript: bytes, digests: Mapping[int, bytes], total: Limbs) 
     """
     ordered = b"".join(digests[member] for member in sorted(digests))
     seed = hashlib.sha256(transcript + ordered + total.astype("<u8").tobytes()).digest()  # every part has one length
-    stream = Cipher(ChaCha20(seed, _NONCE_AND_COUNTER), mode=None).encryptor().update(bytes(8 * total.size))
-    return np.frombuffer(stream, dtype="<u8").astype(np.uint64).reshape(-1, _NUM_LIMBS)
+    return uniform_words(seed, (total.size // _NUM_LIMBS, _NUM_LIMBS))
 
 
 def combination(coefficients: Limbs, array: Limbs) -> int:

@@ -18,19 +18,12 @@ from numpy.typing import NDArray
 from scipy.special import gammaincc, ndtr, ndtri
 
 from p2pfl.errors import ConfigError
-from p2pfl.statistics.scale import INTERCEPT, Scale, agree_on_scale, involved_in
+from p2pfl.statistics.newton import MOST_ITERATIONS, check_separation, solved, stands
+from p2pfl.statistics.scale import INTERCEPT, Scale, agree_on_scale
 from p2pfl.statistics.sums import Numbers, SumRequest
 from p2pfl.statistics.survival import cells_of
 
 Ties = Literal["efron", "breslow"]
-
-STOP_BELOW = 1e-10
-"""Relative change of the log-likelihood between two iterations at which the coefficients are taken to stand."""
-
-MOST_ITERATIONS = 25
-MOST_CONDITION = 1e10
-FLAT = 1e-8
-"""Information that a direction keeps of what it had at the start; below it the events are separated."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,16 +186,16 @@ def fit_cox(
     params = np.zeros(len(names))
     first = previous = yield from _at(params, scale, ties, ends_T, 0)
     for iteration in range(1, MOST_ITERATIONS + 1):
-        params = params + _step(previous, names)
+        params = params + solved(previous[2], previous[1], names)
         now = yield from _at(params, scale, ties, ends_T, iteration)
-        _check_separation(first, now, names)
-        is_over = abs(now[0] - previous[0]) / (abs(now[0]) + 0.1) < STOP_BELOW
+        check_separation(first[2], now[2], names, outcome="the events are")
+        is_over = stands(now[0], previous[0])
         previous = now
         if is_over:
             break
     else:
         raise ConfigError(f"no fit after {MOST_ITERATIONS} iterations: the events may be separated by a column")
-    params = params + _step(previous, names)
+    params = params + solved(previous[2], previous[1], names)
     log_likelihood, _, information = yield from _at(params, scale, ties, ends_T, iteration + 1)
     back_PP = scale.back(names)
     return CoxFit(
@@ -248,22 +241,3 @@ def _at(
     information = np.zeros((num_columns, num_columns))
     information[upper] = information.T[upper] = total[1 + num_columns :]
     return float(total[0]), total[1 : 1 + num_columns], information
-
-
-def _step(found: _Likelihood, names: Sequence[str]) -> Numbers:
-    """Newton's step, (P,)."""
-    _, score, information = found
-    values, vectors = np.linalg.eigh(information)
-    if not values[0] > values[-1] / MOST_CONDITION:
-        involved = involved_in(vectors[:, 0], names)
-        raise ConfigError(f"{involved} depend on each other, or one is the same for all who are at risk: leave one out")
-    return np.asarray(np.linalg.solve(information, score))
-
-
-def _check_separation(first: _Likelihood, now: _Likelihood, names: Sequence[str]) -> None:
-    """Refuse events that the columns foretell without an error: their coefficients have no end."""
-    if not np.isfinite(now[2]).all():
-        raise ConfigError("the coefficients grew beyond all numbers: a column is far too large, or the events are separated")
-    values, vectors = np.linalg.eigh(now[2])
-    if values[0] < FLAT * np.linalg.eigvalsh(first[2])[0]:
-        raise ConfigError(f"the events are separated by {involved_in(vectors[:, 0], names)}: their coefficients have no end")

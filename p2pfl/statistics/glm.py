@@ -17,19 +17,11 @@ from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
 from p2pfl.errors import ConfigError
 from p2pfl.statistics.families import Family
-from p2pfl.statistics.scale import Scale, agree_on_scale, involved_in
+from p2pfl.statistics.newton import MOST_ITERATIONS, check_separation, solved, stands
+from p2pfl.statistics.scale import Scale, agree_on_scale
 from p2pfl.statistics.sums import Numbers, SumRequest
 
-STOP_BELOW = 1e-10
-"""Relative change of the deviance between two iterations at which the coefficients are taken to stand."""
-
-MOST_ITERATIONS = 25
 MOST_PARAMETERS_PER_ROW = 0.33
-MOST_CONDITION = 1e10
-"""Condition number of the scaled information above which columns are taken to depend on each other."""
-
-FLAT = 1e-8
-"""Information that a direction keeps of what it had at the start; below it the outcome is separated."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,16 +101,16 @@ def fit_glm(names: Sequence[str], family: Family) -> Generator[SumRequest[Design
         raise ConfigError(f"an outcome that no {family.name} model has, at {num_foreign:g} of the sites")
     first = previous = yield from _at(None, family, scale, 0)
     for iteration in range(1, MOST_ITERATIONS + 1):
-        params = _solved(previous, names)
+        params = solved(previous.information_PP, previous.target_P, names)
         now = yield from _at(params, family, scale, iteration)
-        _check_separation(first, now, names)
-        is_over = abs(now.deviance - previous.deviance) / (abs(now.deviance) + 0.1) < STOP_BELOW
+        check_separation(first.information_PP, now.information_PP, names, outcome="the outcome is")
+        is_over = stands(now.deviance, previous.deviance)
         previous = now
         if is_over:
             break
     else:
         raise ConfigError(f"no fit after {MOST_ITERATIONS} iterations: the outcome may be separated, or a column far too large")
-    params = _solved(previous, names)
+    params = solved(previous.information_PP, previous.target_P, names)
     last = yield from _at(params, family, scale, iteration + 1)  # the information at the coefficients that are reported
     dispersion = last.deviance / dof if family.has_dispersion else 1.0
     covariance = dispersion * np.linalg.inv(last.information_PP)
@@ -183,21 +175,3 @@ def _at(params: Numbers | None, family: Family, scale: Scale, number: int) -> Ge
     information = np.zeros((num_columns, num_columns))
     information[upper] = information.T[upper] = total[: len(upper[0])]
     return _Totals(information_PP=information, target_P=total[len(upper[0]) : -1], deviance=float(total[-1]))
-
-
-def _solved(totals: _Totals, names: Sequence[str]) -> Numbers:
-    """Coefficients of the scaled columns that one step leads to, (P,)."""
-    values, vectors = np.linalg.eigh(totals.information_PP)
-    if not values[0] > values[-1] / MOST_CONDITION:
-        involved = involved_in(vectors[:, 0], names)
-        raise ConfigError(f"{involved} depend on each other, or one is the same in all rows that count: leave one out")
-    return np.asarray(np.linalg.solve(totals.information_PP, totals.target_P))
-
-
-def _check_separation(first: _Totals, now: _Totals, names: Sequence[str]) -> None:
-    """Refuse an outcome that the columns foretell without an error: its coefficients have no end."""
-    if not np.isfinite(now.information_PP).all():
-        raise ConfigError("the coefficients grew beyond all numbers: a column is far too large, or the outcome is separated")
-    values, vectors = np.linalg.eigh(now.information_PP)
-    if values[0] < FLAT * np.linalg.eigvalsh(first.information_PP)[0]:
-        raise ConfigError(f"the outcome is separated by {involved_in(vectors[:, 0], names)}: their coefficients have no end")
