@@ -22,12 +22,17 @@ from p2pfl.node.starting import start_with_enough
 from p2pfl.node.status import LOOPBACK, serve_status
 from p2pfl.node.stopping import agree, is_over, left_out, stop_reason
 from p2pfl.protocol.edges import DueMerge
+from p2pfl.protocol.protocol import RETURN_REACH
 from p2pfl.protocol.state_check import STATE_LOST, WITHOUT_ITS_STATE
 from p2pfl.runs.events import EventKind
 
 SAY_AWAITED_S = 10.0
 """A round that waits says for whom after so long, then after twice as long, and so on."""
 TICK_S = 0.1
+BACKLOG_LOOK_S, BACKLOG_LOOKS = 0.005, 4
+"""So many pauses of so long each, in which hardly any further exchange is heard of, show that all have been heard."""
+BACKLOG_TURNS = 200
+"""After each pause the loop turns so often at least: on a busy machine the time alone passes without a message being read."""
 
 
 class Daemon:
@@ -216,8 +221,23 @@ class Daemon:
                 node.links.log_awaited(node.place.round, clock.now_s() - began_s)
                 say_after_s *= 2
             await clock.wait(protocol.deadlines.look_again_s(clock.now_s(), TICK_S, protocol.pace.awaited()))
+        await self._hear_backlog()
         self._jump()
         return None
+
+    async def _hear_backlog(self) -> None:
+        """Hear what came while this process stood still, before a jump.
+
+        Each of these messages tells of another exchange in which the others were then, and a jump to each would only chase them.
+        """
+        claims, clock = self.protocol.claims, self.clock
+        quiet = 0
+        while self.protocol.deadlines.takes_backlog(clock.now_s()) and quiet < BACKLOG_LOOKS:
+            before = claims.furthest()
+            await asyncio.sleep(BACKLOG_LOOK_S)
+            for _ in range(BACKLOG_TURNS):
+                await asyncio.sleep(0)
+            quiet = quiet + 1 if claims.furthest() - before <= RETURN_REACH else 0
 
     def _jump(self) -> None:
         """Take the round number from what was heard; the missed rounds are not trained."""

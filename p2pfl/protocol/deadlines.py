@@ -58,6 +58,9 @@ QUANTILE = 0.95
 CEILING_S = 3600.0
 """However slow recent rounds were: a neighbour that comes ever later must not stretch the deadline without end."""
 
+BACKLOG_FOR_S = 30.0
+"""Messages that were sent to a process that stood still come in within so long after it goes on."""
+
 _NEVER_S = float("-inf")
 
 
@@ -184,6 +187,8 @@ class Deadlines:
         """The newest time that this node knows of."""
         self.away_exchanges = 0.0
         """How many exchanges the others can have made while this process stood still or did not run."""
+        self._woke_s = _NEVER_S
+        """When this process last went on after it had stood still."""
         self._recent_s: deque[float] = deque(maxlen=20)
         self._start_by_s = _NEVER_S
         self._stood_still = False
@@ -204,9 +209,13 @@ class Deadlines:
         """Take up the time; a gap that is as long as a deadline shows that this process has stood still, or did not run."""
         gap_s = now_s - self.clock_s
         if gap_s >= self._durations.floor_s:
-            self._stood_still = True
+            self._stood_still, self._woke_s = True, now_s
             self.away_exchanges += gap_s / (self.usual_s() or self.allowance_s())
         self.clock_s = now_s
+
+    def takes_backlog(self, now_s: float) -> bool:
+        """Whether messages may be coming that others sent long ago, while this process stood still."""
+        return now_s - self._woke_s < BACKLOG_FOR_S
 
     def wait_at_start(self, now_s: float, within_s: float, grace_s: float) -> None:
         """Wait in the first exchanges for neighbours that are alive: news of the start may still be on their way to them."""
