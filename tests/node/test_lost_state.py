@@ -323,19 +323,23 @@ def test_a_node_that_is_started_anew_is_written_down_by_itself_and_by_its_neighb
 @pytest.mark.parametrize("pace", ["asynchronous", "pairwise"])
 def test_lost_state_is_noticed_at_every_pace(pace, how, tmp_path):
     rule = {"algorithm": {"name": "ad-psgd"}} if pace == "pairwise" else {"pace": {"name": "asynchronous"}}
-    plan = plan_of(task={"name": "synthetic-logistic"}, nodes=6, topology={"name": "ring"}, rounds=120, stop=None, **rule)
-    slow = replace(TIMEOUTS, round_at_least_s=0.1)  # nobody is at the end before the one that begins anew is there
+    plan = plan_of(task={"name": "synthetic-logistic"}, nodes=6, topology={"name": "ring"}, rounds=100, stop=None, **rule)
+
+    def let_rounds_take(network, at_least_s):
+        for running in network.nodes.values():
+            running.daemon.node.timeouts = replace(TIMEOUTS, round_at_least_s=at_least_s)
 
     async def main():
-        async with Network(plan, tmp_path, timeouts=slow) as network:
+        async with Network(plan, tmp_path, timeouts=replace(TIMEOUTS, round_at_least_s=0.1)) as network:
             await lose_state(network, how)
             assert all("remembers it after" in told for told in details(network, VICTIM, "state_lost"))
+            let_rounds_take(network, 3600.0)  # nobody is at the end before the one that begins anew is there
             await until(lambda: any("state_lost" in network.events(name) for name in network.neighbours(VICTIM)))
             restore(network, VICTIM, None)
             network.start(VICTIM, start_anew=True)
-            await network.reached(network.round(network.neighbours(VICTIM)[0]) + 1, [VICTIM])
-            for running in network.nodes.values():
-                running.daemon.node.timeouts = TIMEOUTS
+            met = network.nodes[VICTIM].daemon.protocol.neighbours.values()
+            await until(lambda: all(neighbour.session.is_open for neighbour in met))
+            let_rounds_take(network, 0.01)
             assert set(await network.ended()) == {"rounds"}
             for name in (VICTIM, *network.neighbours(VICTIM)):
                 assert "state_lost" in {departure["kind"] for departure in network.summary(name)["departures"]}
