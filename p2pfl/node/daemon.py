@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,8 +31,9 @@ SAY_AWAITED_S = 10.0
 """A round that waits says for whom after so long, then after twice as long, and so on."""
 TICK_S = 0.1
 BACKLOG_LOOK_S, BACKLOG_LOOKS = 0.005, 4
-"""So many pauses of so long each, in which hardly any further exchange is heard of, show that all have been heard."""
-BACKLOG_TURNS = 200
+"""Pauses of so long each, in which hardly any further exchange is heard of, show that all have been heard: one for each second for which
+the process stood still, so many at most."""
+BACKLOG_TURNS = 50
 """After each pause the loop turns so often at least: on a busy machine the time alone passes without a message being read."""
 
 
@@ -230,9 +232,8 @@ class Daemon:
 
         Each of these messages tells of another exchange in which the others were then, and a jump to each would only chase them.
         """
-        claims, clock = self.protocol.claims, self.clock
-        quiet = 0
-        while self.protocol.deadlines.takes_backlog(clock.now_s()) and quiet < BACKLOG_LOOKS:
+        claims, quiet = self.protocol.claims, 0
+        while (still_s := self.protocol.deadlines.backlog_s(self.clock.now_s())) and quiet < min(BACKLOG_LOOKS, math.ceil(still_s)):
             before = claims.furthest()
             await asyncio.sleep(BACKLOG_LOOK_S)
             for _ in range(BACKLOG_TURNS):

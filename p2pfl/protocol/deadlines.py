@@ -187,8 +187,8 @@ class Deadlines:
         """The newest time that this node knows of."""
         self.away_exchanges = 0.0
         """How many exchanges the others can have made while this process stood still or did not run."""
-        self._woke_s = _NEVER_S
-        """When this process last went on after it had stood still."""
+        self._woke_s, self._still_s = _NEVER_S, 0.0
+        """When this process last went on after it had stood still, and for how long it had."""
         self._recent_s: deque[float] = deque(maxlen=20)
         self._start_by_s = _NEVER_S
         self._stood_still = False
@@ -209,13 +209,13 @@ class Deadlines:
         """Take up the time; a gap that is as long as a deadline shows that this process has stood still, or did not run."""
         gap_s = now_s - self.clock_s
         if gap_s >= self._durations.floor_s:
-            self._stood_still, self._woke_s = True, now_s
+            self._stood_still, self._woke_s, self._still_s = True, now_s, gap_s
             self.away_exchanges += gap_s / (self.usual_s() or self.allowance_s())
         self.clock_s = now_s
 
-    def takes_backlog(self, now_s: float) -> bool:
-        """Whether messages may be coming that others sent long ago, while this process stood still."""
-        return now_s - self._woke_s < BACKLOG_FOR_S
+    def backlog_s(self, now_s: float) -> float:
+        """How long this process stood still, where messages of that time may still be coming; else 0."""
+        return self._still_s if now_s - self._woke_s < BACKLOG_FOR_S else 0.0
 
     def wait_at_start(self, now_s: float, within_s: float, grace_s: float) -> None:
         """Wait in the first exchanges for neighbours that are alive: news of the start may still be on their way to them."""
