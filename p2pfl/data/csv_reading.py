@@ -10,34 +10,19 @@ import codecs
 import csv
 import io
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from p2pfl.data.contract import Contract
+from p2pfl.data.header import column_positions, sign_name
+from p2pfl.data.raw_table import RawTable
 from p2pfl.data.table_format import SIGNS, SiteTable, TableFormat
-from p2pfl.errors import DataError, some
-from p2pfl.yaml_files import shown
+from p2pfl.errors import DataError
 
 _CODECS = {"utf-8": "utf-8-sig", "utf-16": "utf-16", "latin-1": "latin-1", "windows-1252": "cp1252"}
 _MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _CONTROLS = re.compile("[\x80-\x9f]")
 _SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)
 _MOST_LINES_NAMED = 5
-_NAMES = {sign: word for word, sign in SIGNS.items() if word != "point"}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RawTable:
-    """A site's table as texts, with the contract's variables alone."""
-
-    place: str
-    columns: dict[str, tuple[str, ...]]
-    """Variable to its texts; absent ones are not there."""
-    lines: tuple[int, ...]
-    """Line of the file that each row ends at; it stays at the site."""
-    form: TableFormat
-    """Format that numbers and dates are written in."""
 
 
 def read_csv(path: Path | str, contract: Contract, site: SiteTable) -> RawTable:
@@ -64,7 +49,7 @@ def read_csv(path: Path | str, contract: Contract, site: SiteTable) -> RawTable:
                 continue
             if header is None:
                 header = row
-                positions = _positions(header, contract, site, form, place)
+                positions = column_positions(header, contract, site, place)
             elif not any(row):
                 wrong.setdefault("all fields are empty: leave the line out", []).append(line)
             elif len(row) != len(header):
@@ -131,65 +116,8 @@ def _without_separator_line(text: str, form: TableFormat, place: str) -> tuple[s
     if found is None:
         return text, 0
     if found[1] != SIGNS[form.separator or "comma"]:
-        raise DataError(f"line 1: it says that fields are separated by {_named(found[1])}: say it as table.separator", place)
+        raise DataError(f"line 1: it says that fields are separated by {sign_name(found[1])}: say it as table.separator", place)
     return text[found.end() :], 1
-
-
-def _positions(header: list[str], contract: Contract, site: SiteTable, form: TableFormat, place: str) -> dict[str, int]:
-    """Position of each variable's column; DataError where one is not there, or there twice."""
-    findings = list(_faults_of_header(header, contract, site, form))
-    if findings:
-        raise DataError(findings, place)
-    positions = {}
-    for name in contract.variables:
-        wanted = site.columns.get(name, name)
-        if name not in site.absent:
-            positions[name] = wanted - 1 if isinstance(wanted, int) else header.index(wanted)
-    return positions
-
-
-def _faults_of_header(header: list[str], contract: Contract, site: SiteTable, form: TableFormat) -> Iterator[str]:
-    used: dict[int, str] = {}
-    missing = []
-    for name in contract.variables:
-        wanted = site.columns.get(name, name)
-        if isinstance(wanted, str) and wanted not in header:
-            if name not in site.absent:
-                missing.append(wanted)
-            continue
-        if (fault := _fault_of_column(header, name, wanted, site)) is not None:
-            yield fault
-            continue
-        position = wanted if isinstance(wanted, int) else header.index(wanted) + 1
-        if position in used:
-            yield f"table.columns: {used[position]} and {name} are the same column, {position}"
-        used[position] = name
-    if missing:
-        yield _lacking(header, missing, form)
-
-
-def _fault_of_column(header: list[str], name: str, wanted: str | int, site: SiteTable) -> str | None:
-    """Find why the header's column cannot be the variable's."""
-    if isinstance(wanted, int):
-        return f"table.columns.{name} = {wanted}: the header has {len(header)} columns" if wanted > len(header) else None
-    if name in site.absent:
-        return f"table.absent has {name}, and the header has it as well: expected one of both"
-    if (times := header.count(wanted)) > 1:
-        such = f"table.columns.{name}: {header.index(wanted) + 1}"
-        return f"the header has {shown(wanted)} {times} times: say which one by its position, such as {such}"
-    return None
-
-
-def _lacking(header: list[str], missing: list[str], form: TableFormat) -> str:
-    """Say what the header lacks, or that it is separated by another sign."""
-    near = next((word for sign, word in _NAMES.items() if len(header) == 1 and sign in header[0] and word != form.separator), None)
-    if near is not None:
-        return f"the header is one field, which holds {near}: say table.separator: {near}, if it separates the columns"
-    return f"the header lacks {some(missing)}: say in table.columns what the column is called, or in table.absent that there is none"
-
-
-def _named(sign: str) -> str:
-    return _NAMES.get(sign, shown(sign))
 
 
 def _hint(is_longer: bool) -> str:

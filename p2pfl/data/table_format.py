@@ -72,6 +72,10 @@ class SiteTable:
     absent: tuple[str, ...] = ()
     """Variables that this site does not have."""
 
+    def paths(self) -> dict[str, str]:
+        """Paths that the section names, by key."""
+        return {"file": self.file}
+
     @classmethod
     def from_mapping(cls, raw: Mapping[str, Any], place: str) -> SiteTable:
         """Check the section as the site's file holds it; ConfigError with every fault."""
