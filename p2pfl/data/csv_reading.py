@@ -20,6 +20,8 @@ from p2pfl.errors import DataError
 
 _CODECS = {"utf-8": "utf-8-sig", "utf-16": "utf-16", "latin-1": "latin-1", "windows-1252": "cp1252"}
 _MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+_OTHERS = {b"PAR1": "parquet", b"SQLite format 3\0": "sql"}
+"""First bytes of files that are no texts, and the key of a site's table that is meant for them."""
 _CONTROLS = re.compile("[\x80-\x9f]")
 _SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)
 _MOST_LINES_NAMED = 5
@@ -68,15 +70,25 @@ def read_csv(path: Path | str, contract: Contract, site: SiteTable) -> RawTable:
     return RawTable(place=place, columns=columns, lines=tuple(lines), form=form)
 
 
-def _text(path: Path, form: TableFormat) -> str:
-    """Decode the file in the encoding that is said; bytes that contradict it are refused."""
+def _content(path: Path) -> bytes:
+    """Bytes of the file, which is a text and no other kind of table."""
     place = str(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise DataError("is no plain file", place)
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
         raise DataError("no such file", place) from error
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror or error}", place) from error
+    if other := next((key for mark, key in _OTHERS.items() if content.startswith(mark)), None):
+        raise DataError(f"is no CSV file: say it as table.{other}", place)
+    return content
+
+
+def _text(path: Path, form: TableFormat) -> str:
+    """Decode the file in the encoding that is said; bytes that contradict it are refused."""
+    place, content = str(path), _content(path)
     said = form.encoding or "utf-8"
     marked = next((encoding for mark, encoding in _MARKS.items() if content.startswith(mark)), None)
     if marked is not None and marked != said:
@@ -89,8 +101,8 @@ def _text(path: Path, form: TableFormat) -> str:
         text = content.decode(_CODECS[said])
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        other = "; say table.encoding, such as latin-1 or windows-1252" if form.encoding is None else ""
-        raise DataError(f"line {line} holds the byte 0x{content[error.start]:02x}, which is not {said}{other}", place) from error
+        advice = "; say table.encoding, such as latin-1 or windows-1252" if form.encoding is None else ""
+        raise DataError(f"line {line} holds the byte 0x{content[error.start]:02x}, which is not {said}{advice}", place) from error
     if "\0" in text:
         raise DataError(f"line {text.count(chr(10), 0, text.index(chr(0))) + 1} holds a NUL: it is no text in {said}", place)
     if said == "latin-1" and (found := _CONTROLS.search(text)):

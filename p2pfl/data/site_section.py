@@ -88,7 +88,7 @@ class SiteSection:
 def section_table(raw: Any) -> tuple[SiteTable | None, list[str]]:
     """Make a site's table of the section `table:`, or find all that is wrong with it; each finding begins with the key."""
     if not isinstance(raw, Mapping):
-        return None, [f"table = {shown(raw)}: expected a mapping (key: value), such as {{file: registry.csv}}"]
+        return None, ["table: expected a mapping (key: value), such as {file: registry.csv}"]  # what is there may hold a password
     try:
         table = SiteTable.from_mapping(text_keys(raw), "table")
     except ConfigError as error:
@@ -103,3 +103,8 @@ def fault_of_home(key: str, path: Path) -> str | None:
     except RuntimeError:
         return f"{key} = {shown(str(path))}: no account has this home folder; write the folder"
     return None
+
+
+def beside(folder: Path | str, path: str) -> Path:
+    """Find a path that a site's file names: beside the file, unless it is absolute or begins with a home folder."""
+    return Path(folder) / Path(path).expanduser()

@@ -6,7 +6,10 @@ from pathlib import Path
 
 from p2pfl.data.contract import Contract
 from p2pfl.data.csv_reading import read_csv
+from p2pfl.data.parquet_reading import read_parquet
 from p2pfl.data.raw_table import RawTable
+from p2pfl.data.site_section import beside
+from p2pfl.data.sql_reading import read_sql
 from p2pfl.data.table_format import SiteTable
 from p2pfl.errors import DataError
 
@@ -25,9 +28,9 @@ def read_site_table(site: SiteTable, contract: Contract, folder: Path | str, pla
     """
     if faults := list(contract.faults_of_site(site)):
         raise DataError(faults, f"{place}, table")
+    if site.sql is not None:
+        return read_sql(site.sql, contract, site, Path(folder))
+    if site.parquet is not None:
+        return read_parquet(beside(folder, site.parquet), contract, site)
+    assert site.file is not None  # from_mapping has seen to it that one of the three is given
     return read_csv(beside(folder, site.file), contract, site)
-
-
-def beside(folder: Path | str, path: str) -> Path:
-    """Find a path that a site's file names: beside the file, unless it is absolute or begins with a home folder."""
-    return Path(folder) / Path(path).expanduser()
