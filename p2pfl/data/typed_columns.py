@@ -63,7 +63,11 @@ def typed_table(
     columns, typed = {}, {}
     for name, column in values.items():
         kinds = {type(value) for value in column if value is not None}
-        if (fault := _fault(name, contract.variables[name], kinds)) is not None:
+        variable = contract.variables[name]
+        fault = _fault(name, variable, kinds)
+        if fault is None and Decimal in kinds and variable.type in _LABELS and not all(map(_is_whole, column)):
+            fault = _refusal(name, variable, "decimal numbers with decimals")
+        if fault is not None:
             findings.append(fault)
             continue
         columns[name] = tuple(["" if value is None else _WRITE[type(value)][2](value) for value in column])
@@ -87,6 +91,11 @@ def _fault(name: str, variable: Variable, kinds: set[type]) -> str | None:
         others = sorted(_WRITE[kind][0] for kind in kinds - {str})
         return f"{name}: the column has texts and {' and '.join(others)}, which need not be written alike: {_CAST} one type"
     return None
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether a decimal number is written without decimals; 7.0 is not, as 7 and 7.0 are two texts."""
+    return not isinstance(value, Decimal) or (value.is_finite() and int(value.as_tuple().exponent) >= 0)
 
 
 def _refusal(name: str, variable: Variable, word: str) -> str:

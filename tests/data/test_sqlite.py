@@ -1,5 +1,7 @@
 """A site's table by one SELECT from a file of SQLite: read as the contract has it, and nothing but read."""
 
+# ruff: noqa: E501  # a finding is one sentence, and reads best on one line
+
 import sqlite3
 
 import pytest
@@ -10,6 +12,8 @@ from p2pfl.data.sql_source import SqlSource
 from p2pfl.data.table_format import SiteTable
 from p2pfl.data.table_reading import read_site_table
 from p2pfl.errors import ConfigError, DataError
+
+pytest.importorskip("sqlalchemy")
 
 UNITS = {"units": {"glucose": "mmol/l"}}
 QUERY = f"SELECT {HEADER} FROM stay WHERE note LIKE '%' ORDER BY patient;  -- all of them"
@@ -22,7 +26,11 @@ def folder(tmp_path):
     database = sqlite3.connect(tmp_path / "stays.db")
     with database:
         database.execute("CREATE TABLE stay (patient TEXT, age INTEGER, glucose REAL, sex TEXT, admitted TEXT, died INTEGER, note TEXT)")
-        rows = [("p1", 60, 5.5, "F", "2020-02-29", 0, "50%"), ("p2", 71, 7.0, "M", "2021-03-09", 1, ""), ("p3", None, None, "2", "2022-12-01", 0, "")]
+        rows = [
+            ("p1", 60, 5.5, "F", "2020-02-29", 0, "50%"),
+            ("p2", 71, 7.0, "M", "2021-03-09", 1, ""),
+            ("p3", None, None, "2", "2022-12-01", 0, ""),
+        ]
         database.executemany("INSERT INTO stay VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
         database.execute("CREATE TABLE secret (word TEXT)")
         database.execute("INSERT INTO secret VALUES ('Rumpelstilzchen')")
@@ -98,7 +106,7 @@ NO_SELECT = {
 
 @pytest.mark.parametrize("query", NO_SELECT.values(), ids=NO_SELECT)
 def test_what_is_no_select_is_refused_before_anything_is_opened(query):
-    with pytest.raises(ConfigError, match="sql.query: expected one SELECT, which may begin with WITH; nothing else is run") as error:
+    with pytest.raises(ConfigError, match=r"sql\.query: expected one SELECT, which may begin with WITH; nothing else is run") as error:
         site(query)
     assert len(error.value.findings) == 1
 
@@ -130,11 +138,19 @@ def test_an_error_while_rows_are_read_shows_no_value(folder):
 
 
 COLUMNS = {
-    "a floating id": ("patient", "CAST(rowid AS REAL)", "patient: the column has floating-point numbers, and the variable is of type id: cast it"),
+    "a floating id": (
+        "patient",
+        "CAST(rowid AS REAL)",
+        "patient: the column has floating-point numbers, and the variable is of type id: cast it",
+    ),
     "a floating category": ("sex", "1.0", "sex: the column has floating-point numbers, and the variable is of type category"),
     "a whole date": ("admitted", "18321", "admitted: the column has whole numbers, and the variable is of type date"),
     "bytes": ("patient", "x'00'", "patient: the column has values of type bytes"),
-    "texts and numbers": ("age", "CASE rowid WHEN 1 THEN '60' ELSE 61 END", "age: the column has texts and whole numbers, which need not be written alike"),
+    "texts and numbers": (
+        "age",
+        "CASE rowid WHEN 1 THEN '60' ELSE 61 END",
+        "age: the column has texts and whole numbers, which need not be written alike",
+    ),
 }
 
 
@@ -197,12 +213,18 @@ def test_a_faulty_url_is_one_sentence_that_does_not_show_it(url, sentence):
 @pytest.mark.parametrize(
     ("sql", "sentence"),
     [
-        ({"url": "sqlite:///x", "query": "SELECT 1", "password": "hunter2"}, "sql.password: unknown key, and a password does not stand in this file"),
+        (
+            {"url": "sqlite:///x", "query": "SELECT 1", "password": "hunter2"},
+            "sql.password: unknown key, and a password does not stand in this file",
+        ),
         ({"url": "sqlite:///x", "query": "SELECT 1", "pwd": "hunter2"}, "sql.pwd: unknown key, and a password does not stand"),
         ({"url": "sqlite:///x", "query": "SELECT 1", "querry": "hunter2"}, "sql.querry: unknown key, did you mean query?"),
         ("postgresql://reader:hunter2@db/stays", "sql: expected a mapping with url and query"),
         ({"url": ["postgresql://reader:hunter2@db/stays"], "query": "SELECT 1"}, "sql.url: expected a text"),
-        ({"url": "postgresql://r@db/x", "query": "SELECT 1", "password_variable": "hunter2!"}, "expected the name of an environment variable"),
+        (
+            {"url": "postgresql://r@db/x", "query": "SELECT 1", "password_variable": "hunter2!"},
+            "expected the name of an environment variable",
+        ),
         ({"url": "sqlite:///x", "query": "SELECT 1", "password_file": "hunter2"}, "a file of SQLite has no password"),
         ({"url": "sqlite:///x"}, "sql.query: required, but missing"),
         ({"url": "sqlite:///x", "query": "SELECT 1", "timeout_s": 0}, "sql.timeout_s = 0: must be > 0"),
