@@ -95,10 +95,6 @@ class SiteTable:
         if isinstance(units, dict):
             apart["units"] = {key: "1" if type(unit) is int and unit == 1 else unit for key, unit in units.items()}
         findings = [f"format: unknown key; say {', '.join(FORMAT_KEYS)} beside the other keys"] if "format" in raw else []
-        if len(kinds := [key for key in KINDS if raw.get(key) is not None]) != 1:
-            findings.append(f"{' and '.join(kinds) or 'file'}: {'expected one of' if kinds else 'required, or one of'} {', '.join(KINDS)}")
-        if raw.get("file") is None:
-            findings += [f"{key}: only a CSV file has one; leave it out" for key in ("encoding", "separator") if raw.get(key) is not None]
         if raw.get("sql") is not None:
             try:
                 apart["sql"] = SqlSource.from_mapping(raw["sql"])
@@ -111,6 +107,7 @@ class SiteTable:
             findings += [fault.replace("table.", "") for fault in form.faults() if form.decimal is not None]
         except ConfigError as error:
             findings += error.findings
+        findings += _faults_of_kind(raw)
         try:
             table = check(cls, {**apart, "format": form}, place)
             findings += [
@@ -123,3 +120,14 @@ class SiteTable:
         if findings:
             raise ConfigError(findings, place)
         return table
+
+
+def _faults_of_kind(raw: Mapping[str, Any]) -> Iterator[str]:
+    """Find a section that says several places for the table or none, or signs that its kind does not have."""
+    kinds = [key for key in KINDS if raw.get(key) is not None]
+    if not kinds:
+        yield f"file: required, or one of {', '.join(KINDS[1:])}"
+    elif len(kinds) > 1:
+        yield f"{' and '.join(kinds)}: expected one of them"
+    elif kinds != ["file"]:
+        yield from (f"{key}: only a CSV file has one; leave it out" for key in ("encoding", "separator") if raw.get(key) is not None)

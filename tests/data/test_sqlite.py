@@ -252,8 +252,8 @@ def test_a_database_that_is_not_there_is_not_made(folder):
 @pytest.mark.parametrize(
     ("section", "sentence"),
     [
-        ({"units": {}}, "file: required, or one of file, parquet, sql"),
-        ({"file": "a.csv", "parquet": "a.parquet"}, "file and parquet: expected one of file, parquet, sql"),
+        ({"units": {}}, "file: required, or one of parquet, sql"),
+        ({"file": "a.csv", "parquet": "a.parquet"}, "file and parquet: expected one of them"),
         ({"parquet": "a.parquet", "encoding": "latin-1"}, "encoding: only a CSV file has one; leave it out"),
         ({"sql": {"url": "sqlite:///x", "query": "SELECT 1"}, "separator": "tab"}, "separator: only a CSV file has one"),
     ],
