@@ -6,8 +6,11 @@ import logging
 
 import pytest
 from contracts import HEADER, contract
+from omop import ROWS as OMOP_ROWS
+from omop import TABLES, check_rows, sections_of_the_page
 
 from p2pfl.data.check import accepted_table
+from p2pfl.data.contract import Contract
 from p2pfl.data.table_format import SiteTable
 from p2pfl.data.table_reading import read_site_table
 from p2pfl.errors import DataError
@@ -74,6 +77,19 @@ def test_the_rows_of_a_query_are_those_of_the_contract(read, tmp_path, caplog):
     assert read(password_file="password")[0].columns == raw.columns
     assert PASSWORD not in caplog.text
     assert "Mustermann" not in caplog.text
+
+
+def test_the_query_for_an_omop_cdm_on_the_page_gives_the_table_of_its_contract(server, tmp_path, monkeypatch):
+    inserted = [(f"INSERT INTO {name} VALUES ({', '.join(['%s'] * len(rows[0]))})", rows) for name, rows in OMOP_ROWS.items()]
+    server.run(*TABLES, *[f"GRANT SELECT ON {name} TO reader" for name in OMOP_ROWS], rows=inserted)
+    (tmp_path / "omop-password").write_text(PASSWORD)
+    (tmp_path / "omop-password").chmod(0o600)
+    written, _, queried = sections_of_the_page()
+    agreed, said = Contract.from_mapping(written, "page"), queried["table"]
+    sql = {**said["sql"], "url": f"postgresql://reader@127.0.0.1:{server.port}/postgres"}
+    own = SiteTable.from_mapping({**said, "sql": sql}, "page")
+
+    check_rows(accepted_table(read_site_table(own, agreed, tmp_path), agreed, own))
 
 
 REFUSED = {

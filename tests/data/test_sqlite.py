@@ -3,15 +3,18 @@
 # ruff: noqa: E501  # a finding is one sentence, and reads best on one line
 
 import sqlite3
+import sys
 
 import pytest
 from contracts import HEADER, contract
+from omop import ROWS, TABLES, check_rows, sections_of_the_page
 
 from p2pfl.data.check import accepted_table, check_table
+from p2pfl.data.contract import Contract
 from p2pfl.data.sql_source import SqlSource
 from p2pfl.data.table_format import SiteTable
 from p2pfl.data.table_reading import read_site_table
-from p2pfl.errors import ConfigError, DataError
+from p2pfl.errors import ConfigError, DataError, MissingExtraError
 
 pytest.importorskip("sqlalchemy")
 
@@ -50,6 +53,21 @@ def test_the_rows_of_a_query_are_those_of_the_contract(folder):
     table = accepted_table(raw, contract(), site())
     assert (table.patients, table.columns["sex"]) == (("p1", "p2", "p3"), ("female", "male", "female"))
     assert table.columns["glucose"].tolist()[:2] == [5.5, 7.0]
+
+
+def test_the_query_for_an_omop_cdm_on_the_page_gives_the_table_of_its_contract(tmp_path):
+    database = sqlite3.connect(tmp_path / "cdm.db")
+    with database:
+        for statement in TABLES:
+            database.execute(statement)
+        for name, rows in ROWS.items():
+            database.executemany(f"INSERT INTO {name} VALUES ({', '.join('?' * len(rows[0]))})", rows)
+    database.close()
+    written, _, queried = sections_of_the_page()
+    agreed, said = Contract.from_mapping(written, "page"), queried["table"]
+    own = SiteTable.from_mapping({**said, "sql": {"url": "sqlite:///cdm.db", "query": said["sql"]["query"]}}, "page")
+
+    check_rows(accepted_table(read_site_table(own, agreed, tmp_path), agreed, own))
 
 
 def test_numbers_of_the_database_are_not_read_in_the_format_of_texts(folder):
@@ -262,3 +280,14 @@ def test_a_table_is_of_one_kind(section, sentence):
     with pytest.raises(ConfigError) as error:
         SiteTable.from_mapping(section, "table")
     assert error.value.findings == tuple(each for each in error.value.findings if sentence in each)
+
+
+@pytest.mark.parametrize(
+    ("extra", "section", "missing"),
+    [("sql", {"sql": {"url": "sqlite:///stays.db", "query": SELECT}}, "sqlalchemy"), ("parquet", {"parquet": "a.parquet"}, "pyarrow")],
+)
+def test_an_extra_that_is_not_installed_is_named(folder, monkeypatch, extra, section, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+
+    with pytest.raises(MissingExtraError, match=rf"table\.{extra} needs .*: pip install 'p2pfl-mesh\[{extra}\]'"):
+        read_site_table(SiteTable.from_mapping({**section, **UNITS}, "table"), contract(), folder)
