@@ -6,21 +6,17 @@ import json
 import sys
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from p2pfl.cli.options import Json
-from p2pfl.errors import ConfigError, P2PFLError
+from p2pfl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from p2pfl.data.check import CheckedTable, CheckReport, Violation
-    from p2pfl.data.cohort_files import FrozenCohort
-    from p2pfl.data.contract import Contract
-    from p2pfl.data.raw_table import RawTable
-    from p2pfl.data.site_section import SiteSection
+    from p2pfl.data.check import Violation
+    from p2pfl.data.site_rows import ExaminedTable
 
 REFUSED = 2
 """Exit code where the table is not accepted, or its frozen rows have changed."""
@@ -32,17 +28,6 @@ Site = Annotated[Path, typer.Argument(metavar="SITE", help="The site's file with
 ContractFile = Annotated[
     Path | None, typer.Option("--contract", metavar="FILE", help="The data contract. Default: `contract` in the site's file.")
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class _Checked:
-    """A site's table as the contract finds it."""
-
-    section: SiteSection
-    contract: Contract
-    raw: RawTable
-    report: CheckReport
-    table: CheckedTable | None
 
 
 def check(
@@ -62,16 +47,15 @@ def check(
     if rows and (as_json or not sys.stdout.isatty()):
         raise ConfigError("--rows: it shows patients' values, and is for a terminal alone: leave out --json, pipes and files")
     seen = _look(site, contract)
-    cohort, fault = _cohort(seen)
     if as_json:
-        typer.echo(json.dumps(_document(seen, cohort, fault), indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(_document(seen), indent=2, ensure_ascii=False))
     else:
-        for line in _report(seen, cohort, fault):
+        for line in _report(seen):
             typer.echo(line)
         if rows:
-            for line in _examples(seen, fault):
+            for line in _examples(seen):
                 typer.echo(line)
-    if fault or seen.table is None:
+    if not seen.is_accepted:
         raise typer.Exit(REFUSED)
 
 
@@ -87,7 +71,7 @@ def freeze(site: Site, contract: ContractFile = None, as_json: Json = False) -> 
 
     seen = _look(site, contract)
     if seen.table is None:
-        for line in _report(seen, None, ""):
+        for line in _report(seen):
             typer.echo(line, err=True)
         raise ConfigError("the contract refuses the table: nothing has been frozen", seen.section.place)
     file, key = seen.section.cohort, seen.section.keys / KEY_FILE
@@ -102,50 +86,30 @@ def freeze(site: Site, contract: ContractFile = None, as_json: Json = False) -> 
     typer.echo(f"{key}   private: stays here, readable by you alone")
 
 
-def _look(site: Path, contract: Path | None) -> _Checked:
+def _look(site: Path, contract: Path | None) -> ExaminedTable:
     """Read the site's file, the contract and the table."""
-    from p2pfl.data.check import check_table
-    from p2pfl.data.contract import Contract
+    from p2pfl.data.site_rows import examine_site_table
     from p2pfl.data.site_section import SiteSection
-    from p2pfl.data.table_reading import read_site_table
 
-    section = SiteSection.load(site)
-    file = contract or section.contract
-    if file is None:
-        raise ConfigError("contract: required, but missing: the file of the data contract, or say --contract FILE", section.place)
-    agreed = Contract.load(file)
-    raw = read_site_table(section.table, agreed, section.folder, section.place)
-    return _Checked(section, agreed, raw, *check_table(raw, agreed, section.table))
+    return examine_site_table(SiteSection.load(site), contract)
 
 
-def _cohort(seen: _Checked) -> tuple[FrozenCohort | None, str]:
-    """Find the frozen rows in the table, or the sentence that says why they are not there."""
-    from p2pfl.data.cohort_files import frozen_cohort
-
-    if seen.table is None:
-        return None, ""
-    try:
-        return frozen_cohort(seen.table, seen.contract, seen.section.cohort, seen.section.keys), ""
-    except P2PFLError as error:
-        return None, str(error)
-
-
-def _document(seen: _Checked, cohort: FrozenCohort | None, fault: str) -> dict[str, Any]:
-    frozen = cohort.frozen.commitment if cohort else None
+def _document(seen: ExaminedTable) -> dict[str, Any]:
+    cohort = seen.cohort
     return {
-        "accepted": seen.table is not None and not fault,
+        "accepted": seen.is_accepted,
         "table": seen.raw.place,
         "contract": {"name": seen.contract.name, "digest": seen.contract.digest},
         **seen.report.as_dict(),
-        "cohort": {**frozen.as_dict(), "later": cohort.num_later} if cohort and frozen else None,
-        "cohort_fault": fault or None,
+        "cohort": {**cohort.frozen.commitment.as_dict(), "later": cohort.num_later} if cohort else None,
+        "cohort_fault": str(seen.cohort_fault) if seen.cohort_fault else None,
     }
 
 
-def _report(seen: _Checked, cohort: FrozenCohort | None, fault: str) -> Iterator[str]:
+def _report(seen: ExaminedTable) -> Iterator[str]:
     from p2pfl.governance.encoding import grouped
 
-    report = seen.report
+    report, cohort = seen.report, seen.cohort
     yield f"table      {seen.raw.place}"
     yield f"contract   {seen.contract.name}"
     yield f"digest     {_indented(grouped(seen.contract.digest), 11)}"
@@ -163,9 +127,9 @@ def _report(seen: _Checked, cohort: FrozenCohort | None, fault: str) -> Iterator
     if cohort is not None:
         later = f"; {_number(cohort.num_later, 'later row')} left out" if cohort.num_later else ""
         yield f"frozen     {_number(cohort.frozen.commitment.rows, 'row')}, as frozen{later}"
-    if fault:
-        yield _wrapped("bad  ", fault)
-    num_found = len(report.refusals) + bool(fault)
+    if seen.cohort_fault is not None:
+        yield _wrapped("bad  ", str(seen.cohort_fault))
+    num_found = len(report.refusals) + (seen.cohort_fault is not None)
     yield "accepted" if not num_found else f"refused: {_number(num_found, 'finding')}"
 
 
@@ -175,7 +139,7 @@ def _violation(found: Violation) -> Iterator[str]:
         yield _wrapped("     → ", found.remedy)
 
 
-def _examples(seen: _Checked, fault: str) -> Iterator[str]:
+def _examples(seen: ExaminedTable) -> Iterator[str]:
     """Rows that break a rule, and lines of frozen patients that are not as frozen."""
     from p2pfl.data.check import example_rows
     from p2pfl.data.cohort import Freeze, changed_lines
@@ -186,7 +150,7 @@ def _examples(seen: _Checked, fault: str) -> Iterator[str]:
     yield "" if examples else "no row breaks a rule"
     for each in examples:
         yield _wrapped(f"{where} {each.line}  ", f"{each.column} = {each.text!r}: {each.rule}")
-    if fault and seen.table is not None:
+    if seen.cohort_fault is not None and seen.table is not None:
         try:
             lines = changed_lines(seen.table, Freeze.load(seen.section.cohort), cohort_key(seen.section.keys))
         except ConfigError:

@@ -106,7 +106,7 @@ def test_the_contract_is_named_by_the_option_or_by_the_file(site, data):
     [
         ({}, "table: required, but missing, such as {file: registry.csv}"),
         ({"tabel": {"file": "table.csv"}}, "tabel = {'file': 'table.csv'}: unknown key, did you mean table?"),
-        ({"table": "table.csv"}, "table = 'table.csv': expected a mapping"),
+        ({"table": "table.csv"}, "table: expected a mapping (key: value), such as {file: registry.csv}"),
         ({"table": {"file": "table.csv", "unit": {}}}, "table.unit = {}: unknown key, did you mean units?"),
         ({"table": {"file": "~nobody-at-all/x.csv"}}, "no account has this home folder"),
         ({"table": {"file": "gone.csv", "units": {"glucose": "mmol/l"}}}, "gone.csv: no such file"),
