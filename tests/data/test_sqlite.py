@@ -9,6 +9,7 @@ import pytest
 from contracts import HEADER, contract
 from omop import ROWS, TABLES, check_rows, sections_of_the_page
 
+from p2pfl.data import sql_reading
 from p2pfl.data.check import accepted_table, check_table
 from p2pfl.data.contract import Contract
 from p2pfl.data.sql_source import SqlSource
@@ -141,18 +142,32 @@ def test_a_query_that_takes_too_long_is_stopped(folder):
         read_site_table(site(endless, sql={"timeout_s": 0.2}), contract(), folder)
 
 
-def test_an_error_while_rows_are_read_shows_no_value(folder):
+@pytest.mark.parametrize(
+    ("value", "expression", "sentence"),
+    [
+        ("CAST(x'4d75737465726d616e6eff' AS TEXT)", "note", "the query failed (a text that is not UTF-8)"),
+        ("'Mustermann'", "json_extract('{}', note)", "the query failed (SQLITE_ERROR)"),
+    ],
+)
+def test_an_error_while_rows_are_read_shows_no_value(folder, value, expression, sentence):
     database = sqlite3.connect(folder / "stays.db")
     with database:
-        database.execute("UPDATE stay SET note = CAST(x'4d75737465726d616e6eff' AS TEXT)")
+        database.execute(f"UPDATE stay SET note = {value}")
     database.close()
 
     with pytest.raises(DataError) as error:
-        read_site_table(site("SELECT note AS patient FROM stay"), contract(), folder)
+        read_site_table(site(f"SELECT {expression} AS patient FROM stay"), contract(), folder)
 
-    assert "the query failed (a text that is not UTF-8)" in str(error.value)
+    assert sentence in str(error.value)
     assert "Mustermann" not in str(error.value)
     assert error.value.__cause__ is None
+
+
+def test_the_file_is_opened_for_reading_alone(folder, monkeypatch):
+    monkeypatch.setattr(sql_reading, "_restrict", lambda *_: None)
+
+    with pytest.raises(DataError, match=r"the query failed \(SQLITE_READONLY\)"):
+        read_site_table(site("WITH x AS (SELECT 1) DELETE FROM stay RETURNING *"), contract(), folder)
 
 
 COLUMNS = {
