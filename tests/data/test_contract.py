@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from p2pfl.data.contract import Contract
 from p2pfl.data.table_format import SiteTable, TableFormat
 from p2pfl.errors import ConfigError
+from p2pfl.governance.encoding import grouped
 from p2pfl.yaml_files import parse_yaml
 
 NAMES = "patient, age, glucose, sex, admitted, died"
@@ -267,6 +268,8 @@ def test_the_contract_and_the_site_of_the_page_are_right():
     written, said, queried = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
 
     assert Contract.from_mapping(parse_yaml(written, "page"), "page").variables["age"] == contract().variables["age"]
+    digest = grouped(Contract.from_mapping(parse_yaml(written, "page"), "page").digest)
+    assert digest in " ".join(page.split())
     own = SiteTable.from_mapping(parse_yaml(said, "page")["table"], "page")
     by_query = SiteTable.from_mapping(parse_yaml(queried, "page")["table"], "page")
     for each in (own, by_query):
