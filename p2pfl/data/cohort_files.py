@@ -12,6 +12,7 @@ from pathlib import Path
 from p2pfl.data.check import CheckedTable
 from p2pfl.data.cohort import KEY_BYTES, Freeze, freeze, frozen_rows
 from p2pfl.data.contract import Contract
+from p2pfl.data.plain_files import is_there
 from p2pfl.errors import ConfigError, DataError, store_error
 from p2pfl.governance.identity import read_private
 
@@ -39,9 +40,9 @@ def freeze_cohort(table: CheckedTable, contract: Contract, file: Path, keys: Pat
         ConfigError: rows are frozen in that file already, or the key is not as it should be; nothing has been done.
         StoreError: the disk refuses.
     """
-    if file.exists():
+    if is_there(file):
         raise ConfigError(_frozen_already(file), str(file))
-    frozen = freeze(table, contract, _load_key(keys) if (keys / KEY_FILE).exists() else _make_key(keys))
+    frozen = freeze(table, contract, _load_key(keys) if is_there(keys / KEY_FILE) else _make_key(keys))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -57,7 +58,7 @@ def frozen_cohort(table: CheckedTable, contract: Contract, file: Path, keys: Pat
         DataError: a frozen row has changed or is gone, or contract, key or file are others; with counts and no id.
         ConfigError: the key cannot be read.
     """
-    if not file.exists():
+    if not is_there(file):
         return None
     frozen = Freeze.load(file)
     try:
@@ -69,7 +70,7 @@ def frozen_cohort(table: CheckedTable, contract: Contract, file: Path, keys: Pat
 
 def cohort_key(keys: Path) -> bytes:
     """Read the key that a site's rows were frozen under; ConfigError where it is not there, or others can read it."""
-    if not (keys / KEY_FILE).exists():
+    if not is_there(keys / KEY_FILE):
         raise ConfigError("no such file: the rows were frozen under this key; restore it from its backup", str(keys / KEY_FILE))
     return _load_key(keys)
 

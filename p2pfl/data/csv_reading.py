@@ -14,6 +14,7 @@ from pathlib import Path
 
 from p2pfl.data.contract import Contract
 from p2pfl.data.header import column_positions, sign_name
+from p2pfl.data.plain_files import check_plain_file
 from p2pfl.data.raw_table import RawTable
 from p2pfl.data.table_format import SIGNS, SiteTable, TableFormat
 from p2pfl.errors import DataError
@@ -73,12 +74,9 @@ def read_csv(path: Path | str, contract: Contract, site: SiteTable) -> RawTable:
 def _content(path: Path) -> bytes:
     """Bytes of the file, which is a text and no other kind of table."""
     place = str(path)
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise DataError("is no plain file", place)
+    check_plain_file(path)
     try:
         content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise DataError("no such file", place) from error
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror or error}", place) from error
     if other := next((key for mark, key in _OTHERS.items() if content.startswith(mark)), None):

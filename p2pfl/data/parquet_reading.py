@@ -7,6 +7,7 @@ from typing import Any
 
 from p2pfl.data.contract import Contract
 from p2pfl.data.header import column_positions
+from p2pfl.data.plain_files import check_plain_file
 from p2pfl.data.raw_table import RawTable
 from p2pfl.data.table_format import SiteTable
 from p2pfl.data.typed_columns import typed_table
@@ -32,8 +33,7 @@ def read_parquet(path: Path | str, contract: Contract, site: SiteTable) -> RawTa
     except ImportError as error:
         raise MissingExtraError("table.parquet needs pyarrow: pip install 'p2pfl-mesh[parquet]'") from error
     path, place = Path(path), str(path)
-    if path.exists() and not path.is_file():
-        raise DataError("is no plain file", place)
+    check_plain_file(path)
     try:
         with path.open("rb") as content:  # and not by its name, which pyarrow may take for an address
             file = parquet.ParquetFile(content)
@@ -41,8 +41,6 @@ def read_parquet(path: Path | str, contract: Contract, site: SiteTable) -> RawTa
             positions = column_positions(header, contract, site, place)
             is_plain = len(set(header)) == len(header) and not any("." in name for name in header)
             table = file.read(columns=[header[each] for each in positions.values()] if is_plain else None)
-    except FileNotFoundError as error:
-        raise DataError("no such file", place) from error
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"is no Parquet file that can be read ({type(error).__name__})", place) from None  # it may quote a value
     values: dict[str, Any] = {}

@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from p2pfl.data.contract import Contract
 from p2pfl.data.header import column_positions
+from p2pfl.data.plain_files import check_plain_file
 from p2pfl.data.raw_table import RawTable
 from p2pfl.data.site_section import beside
 from p2pfl.data.sql_source import SqlSource
@@ -96,6 +97,8 @@ def _connected(sql: Any, engine: Any, source: SqlSource, place: str) -> Any:
         fault = "this account may read files of the server or run programs there: use one that may only read these tables"
     except (sql.exc.DBAPIError, sqlite3.Error) as error:
         fault = _of_connection(error, source)
+    except (sql.exc.SQLAlchemyError, ValueError):  # such as a letter that the driver cannot encode
+        fault = "no connection: url, account or password cannot be used as they are"
     if connection is not None:
         connection.close()
     raise DataError(fault, place)
@@ -127,10 +130,7 @@ def _fetched(sql: Any, source: SqlSource, connection: Any, place: str, until_s: 
 def _sqlite(sql: Any, source: SqlSource, folder: Path) -> tuple[str, Any]:
     path = beside(folder, source.sqlite_file)
     place = str(path)
-    if not path.exists():
-        raise DataError("no such file", place)
-    if not path.is_file():
-        raise DataError("is no plain file", place)
+    check_plain_file(path)
     address = f"file:{quote(str(path.absolute()))}?mode=ro"
     return place, sql.create_engine("sqlite://", creator=lambda: sqlite3.connect(address, uri=True), poolclass=sql.NullPool)
 
@@ -170,13 +170,12 @@ def _password(source: SqlSource, folder: Path) -> str | None:
     if source.password_variable is not None:
         password = os.environ.get(source.password_variable)
         if not password:
-            raise DataError(f"table.sql.password_variable: the environment has no variable {source.password_variable}")
+            raise DataError("table.sql.password_variable: the environment has no variable of that name")
         return password
     if source.password_file is None:
         return None
     path = beside(folder, source.password_file)
-    if not path.exists():
-        raise DataError("no such file, which table.sql.password_file names", str(path))
+    check_plain_file(path, "no such file, which table.sql.password_file names")
     password = read_private(path).decode("utf-8", "replace").rstrip("\r\n")
     if not password:
         raise DataError("is empty; expected a password", str(path))

@@ -10,7 +10,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from pydantic import Field
 
-from p2pfl.errors import ConfigError
+from p2pfl.errors import UNSAFE_OR_BREAK, ConfigError
 from p2pfl.yaml_files import check, nearest
 
 SQLITE = "sqlite:///"
@@ -19,6 +19,7 @@ _POSTGRESQL = "postgresql"
 _SETTINGS = ("host", "sslmode", "sslrootcert")
 """Settings that may stand behind the ? of a URL: others, such as options, could undo what keeps the connection to reading."""
 _BEGIN = re.compile(r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/|\()*(?:select|with)\b", re.IGNORECASE | re.DOTALL)
+_NO_TEXT = re.compile("[\\x00\ud800-\udfff]")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MOST_LETTERS = 100_000
 _PASSWORD = "say password_file or password_variable"  # noqa: S105  # advice
@@ -66,7 +67,9 @@ class SqlSource:
     def faults(self) -> Iterator[str]:
         """Find what is wrong with URL, query and password."""
         yield from (f"sql.url: {fault}" for fault in self._faults_of_url())
-        if len(self.query) > _MOST_LETTERS:
+        if _NO_TEXT.search(self.query):
+            yield "sql.query: it holds a letter that no database takes"
+        elif len(self.query) > _MOST_LETTERS:
             yield f"sql.query: {len(self.query)} letters, {_MOST_LETTERS} are the most"
         elif not _BEGIN.match(self.query):
             yield "sql.query: expected one SELECT, which may begin with WITH; nothing else is run"
@@ -78,6 +81,9 @@ class SqlSource:
             yield "sql.password_file, sql.password_variable: a file of SQLite has no password"
 
     def _faults_of_url(self) -> Iterator[str]:
+        if UNSAFE_OR_BREAK.search(self.url):
+            yield "it holds a character that cannot be seen"
+            return
         if self.is_sqlite:
             if self.url == SQLITE or self.url.endswith(":memory:") or set(self.url) & {"?", "#"}:
                 yield "expected sqlite:///FILE, without settings behind it"
