@@ -121,9 +121,11 @@ def _fetched(sql: Any, source: SqlSource, connection: Any, place: str, until_s: 
                 if time.monotonic() > until_s:
                     raise DataError(late, place)
     except (sql.exc.SQLAlchemyError, sqlite3.Error, sqlite3.Warning) as error:
-        if time.monotonic() > until_s or _state(error) == _CANCELLED:
+        inner = getattr(error, "orig", None) or error
+        if time.monotonic() > until_s or getattr(inner, "sqlstate", None) == _CANCELLED:
             raise DataError(late, place) from None
-        raise DataError(_of_query(error, is_begun=is_begun, is_sqlite=source.is_sqlite), place) from None  # the error may quote a value
+        fault = (_of_sqlite if source.is_sqlite else _of_postgresql)(inner, is_begun=is_begun)
+        raise DataError(fault, place) from None  # the error may quote a value
     return header, rows
 
 
@@ -182,10 +184,6 @@ def _password(source: SqlSource, folder: Path) -> str | None:
     return password
 
 
-def _state(error: Exception) -> str | None:
-    return getattr(getattr(error, "orig", None), "sqlstate", None)
-
-
 def _of_connection(error: Exception, source: SqlSource) -> str:
     """Say why there is no connection, in the first line of the driver's own words: they have host and user, and no password."""
     said = str(getattr(error, "orig", error)).strip().partition("\n")[0]
@@ -194,19 +192,23 @@ def _of_connection(error: Exception, source: SqlSource) -> str:
     return f"no connection: {said}; expected url, account and password as the database's administrator has them"
 
 
-def _of_query(error: Exception, *, is_begun: bool, is_sqlite: bool) -> str:
-    """Say why the database refuses the query; its own words where they can only quote the query."""
-    inner: Any = getattr(error, "orig", None) or error
-    if is_sqlite:
-        said = str(inner)
-        if "one statement" in said:
-            return "table.sql.query holds more than one statement: expected one SELECT"
-        if "not authorized" in said or "prohibited" in said:
-            return "table.sql.query does more than read tables: expected one SELECT"
-        if is_begun or getattr(inner, "sqlite_errorname", "") != "SQLITE_ERROR":
-            return f"the query failed ({getattr(inner, 'sqlite_errorname', None) or 'a text that is not UTF-8'})"
-        return f"table.sql.query: {said}"
-    state = _state(error) or ""
+def _of_sqlite(inner: Any, *, is_begun: bool) -> str:
+    """Say why SQLite refuses the query; its own words where they can only quote the query."""
+    said = str(inner)
+    if "one statement" in said:
+        return "table.sql.query holds more than one statement: expected one SELECT"
+    if "not authorized" in said or "prohibited" in said:
+        return "table.sql.query does more than read tables: expected one SELECT"
+    if is_begun or getattr(inner, "sqlite_errorname", "") != "SQLITE_ERROR":
+        return f"the query failed ({getattr(inner, 'sqlite_errorname', None) or 'a text that is not UTF-8'})"
+    return f"table.sql.query: {said}"
+
+
+def _of_postgresql(inner: Any, *, is_begun: bool) -> str:
+    """Say why PostgreSQL refuses the query; its own words where they can only quote the query."""
+    state = getattr(inner, "sqlstate", None)
+    if state is None:  # the driver's own error
+        return "the query failed: a value cannot be read, or the connection is lost"
     if not is_begun and state[:2] in (_SYNTAX, _NOT_AVAILABLE):
         return f"table.sql.query: {inner.diag.message_primary}: expected one SELECT on tables that this account may read"
-    return f"the query failed: {_SAYS.get(state) or _SAYS.get(state[:2], 'the database refused it')} (SQLSTATE {state or 'unknown'})"
+    return f"the query failed: {_SAYS.get(state) or _SAYS.get(state[:2], 'the database refused it')} (SQLSTATE {state})"

@@ -103,6 +103,7 @@ REFUSED = {
     "another table": ("SELECT word AS patient FROM secret", "permission denied for table secret"),
     "a table that is not there": ("SELECT patient FROM stays", 'relation "stays" does not exist'),
     "no SELECT at all": ("WITH x AS (SELECT 1) INSERT INTO stay (patient) VALUES (1)", "table.sql.query: syntax error at or near"),
+    "a date that Python has not": ("SELECT 'infinity'::date AS patient", "a value cannot be read, or the connection is lost"),
     "a value that quotes a patient": ("SELECT name::integer AS patient FROM stay", "a value does not suit the query"),
 }
 
