@@ -299,10 +299,14 @@ def test_a_table_is_of_one_kind(section, sentence):
 
 @pytest.mark.parametrize(
     ("extra", "section", "missing"),
-    [("sql", {"sql": {"url": "sqlite:///stays.db", "query": SELECT}}, "sqlalchemy"), ("parquet", {"parquet": "a.parquet"}, "pyarrow")],
+    [
+        ("sql", {"sql": {"url": "sqlite:///stays.db", "query": SELECT}}, "sqlalchemy"),
+        ("sql", {"sql": {"url": "postgresql://a@127.0.0.1/b", "query": SELECT}}, "psycopg"),
+        ("parquet", {"parquet": "a.parquet"}, "pyarrow"),
+    ],
 )
 def test_an_extra_that_is_not_installed_is_named(folder, monkeypatch, extra, section, missing):
     monkeypatch.setitem(sys.modules, missing, None)
 
-    with pytest.raises(MissingExtraError, match=rf"table\.{extra} needs .*: pip install 'p2pfl-mesh\[{extra}\]'"):
+    with pytest.raises(MissingExtraError, match=rf"table\.{extra} .*needs .*: pip install 'p2pfl-mesh\[{extra}\]'"):
         read_site_table(SiteTable.from_mapping({**section, **UNITS}, "table"), contract(), folder)
