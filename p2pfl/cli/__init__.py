@@ -57,7 +57,7 @@ app.add_typer(topology.app, name="topology", help="List, show and compare graphs
 app.add_typer(keys.app, name="keys", help="Make and show a site's keys and its public card.")
 app.add_typer(study.app, name="study", help="Make, check and join a study, which all its members confirm.")
 app.add_typer(node.app, name="node", help="Run one institution's node, and show its state.")
-app.add_typer(data.app, name="data", help="List public data sets and download them.")
+app.add_typer(data.app, name="data", help="Check a site's table, freeze its rows; download public data sets.")
 
 
 def _say_version(asked: bool) -> None:  # typer's way of calling

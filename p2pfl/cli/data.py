@@ -1,4 +1,4 @@
-"""``p2pfl data``: public data sets that do not ship with a library."""
+"""``p2pfl data``: a site's table and its contract, and public data sets that do not ship with a library."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import Annotated
 import typer
 
 from p2pfl.cli.options import Json
+from p2pfl.cli.site_table import check, freeze
 
-app = typer.Typer(no_args_is_help=True, help="List public data sets and download them.")
+app = typer.Typer(no_args_is_help=True, help="Check a site's table against the contract, freeze its rows; download public data sets.")
+app.command()(check)
+app.command()(freeze)
 
 
 @app.command()

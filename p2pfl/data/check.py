@@ -14,7 +14,8 @@ from typing import Any, Literal
 import numpy as np
 
 from p2pfl.data.contract import INDICATOR, Contract
-from p2pfl.data.csv_reading import RawTable
+from p2pfl.data.raw_table import RawTable
+from p2pfl.data.remedies import remedy_of
 from p2pfl.data.table_format import SiteTable, TableFormat
 from p2pfl.data.values import NumberReader, read_date
 from p2pfl.data.variables import Conversion, Variable, code_number
@@ -38,6 +39,8 @@ class Violation:
     """A sentence without a value of the table."""
     count: int
     effect: Effect
+    remedy: str = ""
+    """Advice where the table is refused and the rule itself gives none."""
 
     def __str__(self) -> str:
         return f"{self.column}: {self.rule}: {self.count} {'row' if self.count == 1 else 'rows'}, {self.effect}"
@@ -138,7 +141,8 @@ def check_table(raw: RawTable, contract: Contract, site: SiteTable) -> tuple[Che
     found = {patient for patient in patients if patient}
     if contract.rows == "one-per-patient" and (again := sum(map(bool, patients)) - len(found)):
         rule = "more than one row of a patient, where the contract has rows: one-per-patient"
-        violations.append(Violation(column=contract.patient, rule=rule, count=again, effect="refused"))
+        remedy = remedy_of(contract.variables[contract.patient], rule)
+        violations.append(Violation(column=contract.patient, rule=rule, count=again, effect="refused", remedy=remedy))
     report = CheckReport(
         num_rows=num_rows,
         num_patients=len(found),
@@ -190,12 +194,12 @@ def example_rows(raw: RawTable, contract: Contract, site: SiteTable, most: int =
 def _readings(name: str, variable: Variable, raw: RawTable, contract: Contract, site: SiteTable) -> Mapping[str, _Reading]:
     """Read each different text of a column once."""
     missing = frozenset(("", *contract.missing, *variable.missing))
-    read = _reader(variable, raw.form, site.units.get(name))
+    read = _reader(variable, raw.form_of(name), site.units.get(name))
     nothing = _Reading("" if variable.type in ("category", "id") else float("nan"), is_missing=True)
     if name == contract.patient:
         nothing = _Reading("", rule="no patient id, which every row needs", is_missing=True)
     codes = frozenset(number for code in missing if variable.is_numeric and (number := code_number(code)) is not None)
-    is_code = _code_of_a_number(codes, raw.form) if codes else None
+    is_code = _code_of_a_number(codes, raw.form_of(name)) if codes else None
     return {
         text: nothing if text in missing or (is_code is not None and is_code(text)) else read(text)
         for text in dict.fromkeys(raw.columns[name])
@@ -282,7 +286,8 @@ def _violations(
         asked = ""
         if variable.is_numeric and rule.startswith("outside of ") and count > _MOSTLY * num_given:
             asked = f"; is it in {site.units.get(name) or variable.unit} at this site?"
-        yield Violation(column=name, rule=rule + asked, count=count, effect=effect)
+        remedy = remedy_of(variable, rule) if effect == "refused" else ""
+        yield Violation(column=name, rule=rule + asked, count=count, effect=effect, remedy=remedy)
 
 
 def _all_missing(name: str, variable: Variable, num_rows: int) -> Violation:

@@ -10,34 +10,22 @@ import codecs
 import csv
 import io
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from p2pfl.data.contract import Contract
+from p2pfl.data.header import column_positions, sign_name
+from p2pfl.data.plain_files import check_plain_file
+from p2pfl.data.raw_table import RawTable
 from p2pfl.data.table_format import SIGNS, SiteTable, TableFormat
-from p2pfl.errors import DataError, some
-from p2pfl.yaml_files import shown
+from p2pfl.errors import DataError
 
 _CODECS = {"utf-8": "utf-8-sig", "utf-16": "utf-16", "latin-1": "latin-1", "windows-1252": "cp1252"}
 _MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+_OTHERS = {b"PAR1": "parquet", b"SQLite format 3\0": "sql"}
+"""First bytes of files that are no texts, and the key of a site's table that is meant for them."""
 _CONTROLS = re.compile("[\x80-\x9f]")
 _SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)
 _MOST_LINES_NAMED = 5
-_NAMES = {sign: word for word, sign in SIGNS.items() if word != "point"}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RawTable:
-    """A site's table as texts, with the contract's variables alone."""
-
-    place: str
-    columns: dict[str, tuple[str, ...]]
-    """Variable to its texts; absent ones are not there."""
-    lines: tuple[int, ...]
-    """Line of the file that each row ends at; it stays at the site."""
-    form: TableFormat
-    """Format that numbers and dates are written in."""
 
 
 def read_csv(path: Path | str, contract: Contract, site: SiteTable) -> RawTable:
@@ -64,7 +52,7 @@ def read_csv(path: Path | str, contract: Contract, site: SiteTable) -> RawTable:
                 continue
             if header is None:
                 header = row
-                positions = _positions(header, contract, site, form, place)
+                positions = column_positions(header, contract, site, place)
             elif not any(row):
                 wrong.setdefault("all fields are empty: leave the line out", []).append(line)
             elif len(row) != len(header):
@@ -83,15 +71,22 @@ def read_csv(path: Path | str, contract: Contract, site: SiteTable) -> RawTable:
     return RawTable(place=place, columns=columns, lines=tuple(lines), form=form)
 
 
-def _text(path: Path, form: TableFormat) -> str:
-    """Decode the file in the encoding that is said; bytes that contradict it are refused."""
+def _content(path: Path) -> bytes:
+    """Bytes of the file, which is a text and no other kind of table."""
     place = str(path)
+    check_plain_file(path)
     try:
         content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise DataError("no such file", place) from error
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror or error}", place) from error
+    if other := next((key for mark, key in _OTHERS.items() if content.startswith(mark)), None):
+        raise DataError(f"is no CSV file: say it as table.{other}", place)
+    return content
+
+
+def _text(path: Path, form: TableFormat) -> str:
+    """Decode the file in the encoding that is said; bytes that contradict it are refused."""
+    place, content = str(path), _content(path)
     said = form.encoding or "utf-8"
     marked = next((encoding for mark, encoding in _MARKS.items() if content.startswith(mark)), None)
     if marked is not None and marked != said:
@@ -104,8 +99,8 @@ def _text(path: Path, form: TableFormat) -> str:
         text = content.decode(_CODECS[said])
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        other = "; say table.encoding, such as latin-1 or windows-1252" if form.encoding is None else ""
-        raise DataError(f"line {line} holds the byte 0x{content[error.start]:02x}, which is not {said}{other}", place) from error
+        advice = "; say table.encoding, such as latin-1 or windows-1252" if form.encoding is None else ""
+        raise DataError(f"line {line} holds the byte 0x{content[error.start]:02x}, which is not {said}{advice}", place) from error
     if "\0" in text:
         raise DataError(f"line {text.count(chr(10), 0, text.index(chr(0))) + 1} holds a NUL: it is no text in {said}", place)
     if said == "latin-1" and (found := _CONTROLS.search(text)):
@@ -131,65 +126,8 @@ def _without_separator_line(text: str, form: TableFormat, place: str) -> tuple[s
     if found is None:
         return text, 0
     if found[1] != SIGNS[form.separator or "comma"]:
-        raise DataError(f"line 1: it says that fields are separated by {_named(found[1])}: say it as table.separator", place)
+        raise DataError(f"line 1: it says that fields are separated by {sign_name(found[1])}: say it as table.separator", place)
     return text[found.end() :], 1
-
-
-def _positions(header: list[str], contract: Contract, site: SiteTable, form: TableFormat, place: str) -> dict[str, int]:
-    """Position of each variable's column; DataError where one is not there, or there twice."""
-    findings = list(_faults_of_header(header, contract, site, form))
-    if findings:
-        raise DataError(findings, place)
-    positions = {}
-    for name in contract.variables:
-        wanted = site.columns.get(name, name)
-        if name not in site.absent:
-            positions[name] = wanted - 1 if isinstance(wanted, int) else header.index(wanted)
-    return positions
-
-
-def _faults_of_header(header: list[str], contract: Contract, site: SiteTable, form: TableFormat) -> Iterator[str]:
-    used: dict[int, str] = {}
-    missing = []
-    for name in contract.variables:
-        wanted = site.columns.get(name, name)
-        if isinstance(wanted, str) and wanted not in header:
-            if name not in site.absent:
-                missing.append(wanted)
-            continue
-        if (fault := _fault_of_column(header, name, wanted, site)) is not None:
-            yield fault
-            continue
-        position = wanted if isinstance(wanted, int) else header.index(wanted) + 1
-        if position in used:
-            yield f"table.columns: {used[position]} and {name} are the same column, {position}"
-        used[position] = name
-    if missing:
-        yield _lacking(header, missing, form)
-
-
-def _fault_of_column(header: list[str], name: str, wanted: str | int, site: SiteTable) -> str | None:
-    """Find why the header's column cannot be the variable's."""
-    if isinstance(wanted, int):
-        return f"table.columns.{name} = {wanted}: the header has {len(header)} columns" if wanted > len(header) else None
-    if name in site.absent:
-        return f"table.absent has {name}, and the header has it as well: expected one of both"
-    if (times := header.count(wanted)) > 1:
-        such = f"table.columns.{name}: {header.index(wanted) + 1}"
-        return f"the header has {shown(wanted)} {times} times: say which one by its position, such as {such}"
-    return None
-
-
-def _lacking(header: list[str], missing: list[str], form: TableFormat) -> str:
-    """Say what the header lacks, or that it is separated by another sign."""
-    near = next((word for sign, word in _NAMES.items() if len(header) == 1 and sign in header[0] and word != form.separator), None)
-    if near is not None:
-        return f"the header is one field, which holds {near}: say table.separator: {near}, if it separates the columns"
-    return f"the header lacks {some(missing)}: say in table.columns what the column is called, or in table.absent that there is none"
-
-
-def _named(sign: str) -> str:
-    return _NAMES.get(sign, shown(sign))
 
 
 def _hint(is_longer: bool) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from p2pfl.data.sql_source import SqlSource
 from p2pfl.errors import ConfigError
 from p2pfl.yaml_files import check, shown, text_keys
 
@@ -53,16 +54,23 @@ class TableFormat:
         return {each.name: said for each in fields(self) if (said := getattr(self, each.name)) is not None}
 
 
+KINDS = ("file", "parquet", "sql")
+"""Keys of a site's table that say where it is, one of which is given."""
+
 FORMAT_KEYS = tuple(each.name for each in fields(TableFormat))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SiteTable:
-    """Section `table:` of a site: its file, and how it differs from what the contract says."""
+    """Section `table:` of a site: where it is, and how it differs from what the contract says."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
-    file: Annotated[str, Field(min_length=1)]
+    file: Annotated[str, Field(min_length=1)] | None = None
     """Path of the CSV file."""
+    parquet: Annotated[str, Field(min_length=1)] | None = None
+    """Path of the Parquet file instead."""
+    sql: SqlSource | None = None
+    """Database and query instead."""
     format: TableFormat = TableFormat()
     """Signs and orders in which this file differs from the contract; in site.yaml its keys stand beside the others."""
     columns: dict[str, str | int] = field(default_factory=dict)
@@ -72,6 +80,13 @@ class SiteTable:
     absent: tuple[str, ...] = ()
     """Variables that this site does not have."""
 
+    def paths(self) -> dict[str, str]:
+        """Paths that the section names, by key."""
+        found = {"file": self.file, "parquet": self.parquet}
+        if self.sql is not None:
+            found |= {"sql.password_file": self.sql.password_file, "sql.url": self.sql.sqlite_file if self.sql.is_sqlite else None}
+        return {key: path for key, path in found.items() if path is not None}
+
     @classmethod
     def from_mapping(cls, raw: Mapping[str, Any], place: str) -> SiteTable:
         """Check the section as the site's file holds it; ConfigError with every fault."""
@@ -80,12 +95,19 @@ class SiteTable:
         if isinstance(units, dict):
             apart["units"] = {key: "1" if type(unit) is int and unit == 1 else unit for key, unit in units.items()}
         findings = [f"format: unknown key; say {', '.join(FORMAT_KEYS)} beside the other keys"] if "format" in raw else []
+        if raw.get("sql") is not None:
+            try:
+                apart["sql"] = SqlSource.from_mapping(raw["sql"])
+            except ConfigError as error:
+                apart["sql"] = None
+                findings += error.findings
         form = TableFormat()
         try:
             form = check(TableFormat, {key: raw[key] for key in FORMAT_KEYS if key in raw}, place)
             findings += [fault.replace("table.", "") for fault in form.faults() if form.decimal is not None]
         except ConfigError as error:
             findings += error.findings
+        findings += _faults_of_kind(raw)
         try:
             table = check(cls, {**apart, "format": form}, place)
             findings += [
@@ -98,3 +120,14 @@ class SiteTable:
         if findings:
             raise ConfigError(findings, place)
         return table
+
+
+def _faults_of_kind(raw: Mapping[str, Any]) -> Iterator[str]:
+    """Find a section that says several places for the table or none, or signs that its kind does not have."""
+    kinds = [key for key in KINDS if raw.get(key) is not None]
+    if not kinds:
+        yield f"file: required, or one of {', '.join(KINDS[1:])}"
+    elif len(kinds) > 1:
+        yield f"{' and '.join(kinds)}: expected one of them"
+    elif kinds != ["file"]:
+        yield from (f"{key}: only a CSV file has one; leave it out" for key in ("encoding", "separator") if raw.get(key) is not None)

@@ -9,6 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
+from p2pfl.data.site_section import section_table
+from p2pfl.data.table_format import SiteTable
 from p2pfl.errors import ConfigError
 from p2pfl.governance.card import Card
 from p2pfl.governance.edge_kinds import DIRECT, EDGE_KINDS
@@ -83,6 +85,15 @@ class SiteFile:
     task: dict[str, Any] = field(default_factory=dict)
     """Arguments of the task that are this site's own, such as where its data are. A text that starts with ./ ../ or ~/ is a path."""
 
+    table: SiteTable | None = None
+    """Table that this site has for the study's data contract; None: its rows come from the task's own arguments alone."""
+
+    contract: Path | None = None
+    """The data contract's file, which `p2pfl data check` holds the table against."""
+
+    cohort: Path | None = None
+    """The file of the frozen rows; None: cohort.json beside the state folder."""
+
     allow_tasks: tuple[Annotated[str, AfterValidator(checked_task_name)], ...] = ()
     """Tasks that may run here beside the built-in ones, as distribution:entry or module:function; a study can only ask."""
 
@@ -147,8 +158,9 @@ class SiteFile:
     def load(cls, path: Path | str) -> SiteFile:
         """Read the settings in a file; ConfigError with all faults otherwise."""
         folder = Path(path).absolute().parent
-        site = check(cls, load_yaml(path), str(path))
+        site = _checked(load_yaml(path), str(path))
         given: dict[str, Path | None] = {"study": site.study, "keys": site.keys, "state": site.state, "old_state": site.old_state}
+        given |= {"contract": site.contract, "cohort": site.cohort}
         given |= {"passphrase_file": site.passphrase_file}
         given |= {"proxy.password_file": site.proxy.password_file if site.proxy else None}
         given |= {f"mqtt.{key}": getattr(site.mqtt, key) for key in ("ca_file", "password_file") if site.mqtt}
@@ -169,6 +181,8 @@ class SiteFile:
             keys=_beside(folder, site.keys),
             state=_beside(folder, site.state),
             old_state=site.old_state and _beside(folder, site.old_state),
+            contract=site.contract and _beside(folder, site.contract),
+            cohort=site.cohort and _beside(folder, site.cohort),
             passphrase_file=site.passphrase_file and _beside(folder, site.passphrase_file),
             proxy=site.proxy and replace(site.proxy, password_file=site.proxy.password_file and _beside(folder, site.proxy.password_file)),
             mqtt=site.mqtt
@@ -212,6 +226,18 @@ class SiteFile:
 
 def _beside(folder: Path, path: Path) -> Path:
     return folder / path.expanduser()
+
+
+def _checked(raw: dict[str, Any], place: str) -> SiteFile:
+    """Check the keys of a site's file, those of its table among them, with all faults at once."""
+    table, faults = section_table(raw["table"]) if raw.get("table") is not None else (None, [])
+    try:
+        site = check(SiteFile, {**raw, "table": table}, place)
+    except ConfigError as error:
+        raise ConfigError([*error.findings, *faults], place) from error
+    if faults:
+        raise ConfigError(faults, place)
+    return site
 
 
 def _homeless(path: Path) -> bool:

@@ -82,7 +82,9 @@ def test_the_commands_are_those_of_the_manual():
     assert sorted(COMMANDS) == [
         "chaos",
         "dashboard",
+        "data check",
         "data fetch",
+        "data freeze",
         "data list",
         "doctor",
         "inspect",

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pfl.data.check import accepted_table, check_table, example_rows
-from p2pfl.data.csv_reading import RawTable
+from p2pfl.data.raw_table import RawTable
 from p2pfl.data.table_format import TableFormat
 from p2pfl.data.variables import Variable
 from p2pfl.errors import DataError

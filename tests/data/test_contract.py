@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from p2pfl.data.contract import Contract
 from p2pfl.data.table_format import SiteTable, TableFormat
 from p2pfl.errors import ConfigError
+from p2pfl.governance.encoding import grouped
 from p2pfl.yaml_files import parse_yaml
 
 NAMES = "patient, age, glucose, sex, admitted, died"
@@ -264,11 +265,15 @@ def test_the_value_of_an_absent_date_is_kept():
 
 def test_the_contract_and_the_site_of_the_page_are_right():
     page = (Path(__file__).parents[2] / "docs" / "data-contract.md").read_text(encoding="utf-8")
-    written, said = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    written, said, queried = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
 
     assert Contract.from_mapping(parse_yaml(written, "page"), "page").variables["age"] == contract().variables["age"]
+    digest = grouped(Contract.from_mapping(parse_yaml(written, "page"), "page").digest)
+    assert digest in " ".join(page.split())
     own = SiteTable.from_mapping(parse_yaml(said, "page")["table"], "page")
-    assert list(Contract.from_mapping(parse_yaml(written, "page"), "page").faults_of_site(own)) == []
+    by_query = SiteTable.from_mapping(parse_yaml(queried, "page")["table"], "page")
+    for each in (own, by_query):
+        assert list(Contract.from_mapping(parse_yaml(written, "page"), "page").faults_of_site(each)) == []
 
 
 @given(text=st.text(alphabet="aÄ1.,;:-_'\"\\#{}[]%@!=~ß漢", min_size=1))

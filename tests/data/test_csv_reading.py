@@ -141,7 +141,7 @@ def test_no_finding_shows_a_value_of_the_table(tmp_path):
 def test_a_file_that_is_not_there_is_said(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         read_csv(tmp_path / "table.csv", contract(), site())
-    with pytest.raises(DataError, match="cannot be read: Is a directory"):
+    with pytest.raises(DataError, match="cannot be read: it is a folder, expected a file"):
         read_csv(tmp_path, contract(), site())
 
 

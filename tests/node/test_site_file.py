@@ -273,3 +273,24 @@ def test_faults_of_a_broker_are_named_and_no_password_is_shown(site, tmp_path, m
 
     assert said in str(told.value)
     assert "sesame" not in str(told.value)
+
+
+def test_the_table_of_a_site_is_read_with_all_its_faults(site, tmp_path):
+    found = site(
+        f"{LEAST}contract: ../study/contract.yaml\ntable: {{file: rows.csv, decimal: comma, units: {{lab: mg/dl}}, columns: {{sex: 4}}}}\n"
+    )
+
+    assert (found.table.file, found.table.format.decimal, found.table.columns) == ("rows.csv", "comma", {"sex": 4})
+    assert (found.contract, found.cohort) == (tmp_path / "../study/contract.yaml", None)
+    assert site(LEAST).table is None
+    with pytest.raises(ConfigError) as error:
+        site(f"{LEAST}treads: 2\ntable: {{fil: rows.csv, decimal: point, thousands: point, columns: {{sex: 0}}}}\n")
+    assert [finding.partition(":")[0] for finding in error.value.findings] == [
+        "treads = 2",
+        "table.thousands = 'point'",
+        "table.file",
+        "table.fil = 'rows.csv'",
+    ]
+    for table in ("rows.csv", "[rows.csv]", "{}"):
+        with pytest.raises(ConfigError, match=r"^.*site\.yaml: table"):
+            site(f"{LEAST}table: {table}\n")

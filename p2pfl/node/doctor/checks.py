@@ -10,6 +10,7 @@ from p2pfl.node.doctor.examination import Examination, Fact, Finding, Noted, unk
 from p2pfl.node.doctor.machine import check_disk, check_ports, check_state
 from p2pfl.node.doctor.own_files import check_contract, check_keys, check_old_state, check_site_file, check_study
 from p2pfl.node.doctor.rows import check_memory, check_round, check_rows, check_training
+from p2pfl.node.doctor.table import check_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ CHECKS: tuple[Check, ...] = (
     Check("study", check_study, ("site",)),
     Check("keys", check_keys, ("study",)),
     Check("result contract", check_contract, ("study",)),
+    Check("table", check_table, ("site",)),
     Check("rows and model", check_rows, ("study", "contract_kept")),
     Check("memory", check_memory, ("plan",)),
     Check("old state", check_old_state, ("plan", "state_usable")),
