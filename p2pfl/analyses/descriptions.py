@@ -1,0 +1,201 @@
+"""Descriptions of variables over all sites, without a count, a total or an extreme that is a few patients.
+
+Shapes: M rows of one site.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+
+from p2pfl.analyses.floors import is_small
+from p2pfl.analyses.leading import FewPatientsHere
+from p2pfl.analyses.spec import AnalysisSpec
+from p2pfl.analyses.text_tables import WIDTH, count, figure, text_table
+from p2pfl.analyses.variables import cell_labels, coded, range_magnitude, unit
+from p2pfl.data.check import CheckedTable
+from p2pfl.data.contract import Contract
+from p2pfl.data.values import EPOCH
+from p2pfl.errors import ConfigError
+from p2pfl.statistics.cross_table import shown
+from p2pfl.statistics.describe import MOST_CELLS, QUANTILES, Description, describe
+from p2pfl.statistics.sums import Numbers, SumRequest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DescribedVariable:
+    """One variable over all sites; None stands for a number that is not shown."""
+
+    name: str
+    unit: str | None
+    is_date: bool
+    num_values: int | None
+    num_missing: int | None
+    description: Description | None
+    """Figures of numbers; None for categories, and where too few patients have a value."""
+    counts: dict[str, int | None] | None
+    """Patients of each category."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON and CSV."""
+        content: dict[str, Any] = {"name": self.name, "unit": self.unit, "values": self.num_values, "missing": self.num_missing}
+        if self.counts is not None:
+            return {**content, "counts": self.counts}
+        if self.description is None:
+            return {**content, "mean": None, "sd": None, **{f"q{100 * each:g}": None for each in QUANTILES}}
+        mean, quantiles = self.description.mean, {each: self.description.quantile(each) for each in QUANTILES}
+        found = {f"q{100 * each:g}": self._said(value) for each, value in quantiles.items()}
+        return {**content, "mean": self._said(mean), "sd": math.sqrt(self.description.variance), **found}
+
+    def _said(self, value: float) -> float | str:
+        return (EPOCH + timedelta(days=round(value))).isoformat() if self.is_date else value
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DescriptionResult:
+    """Descriptions of several variables over all sites."""
+
+    spec: AnalysisSpec
+    variables: tuple[DescribedVariable, ...]
+
+    def records(self) -> list[dict[str, Any]]:
+        """One row for each variable, or each category of it, for CSV."""
+        found = []
+        empty = dict.fromkeys(["category", "count", "mean", "sd", *(f"q{100 * each:g}" for each in QUANTILES)])
+        for each in self.variables:
+            content = each.as_dict()
+            counts = content.pop("counts", None)
+            if counts is None:
+                found.append({**content, **{key: content.get(key) for key in empty}})
+            else:
+                found += [{**content, **empty, "category": label, "count": number} for label, number in counts.items()]
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {"analysis": self.spec.as_dict(), "variables": [each.as_dict() for each in self.variables]}
+
+    def summary(self) -> str:
+        """Tables for people, at most 80 columns wide."""
+        fewest, lines = self.spec.patients_per_cell, list[str]()
+        numbers, categories = [], []
+        for each in self.variables:
+            hidden = f"<{self.spec.patients_per_sum}" if each.num_values is None and each.num_missing is None else None
+            values = hidden or (count(each.num_values, fewest) if each.num_values is not None else "-")
+            missing = hidden or count(each.num_missing, fewest)
+            if each.counts is not None:
+                categories.append((each.name, values, missing))
+                categories += [(f"  {label}", "-" if number is None else f"{number:,}", "") for label, number in each.counts.items()]
+                continue
+            said = each.as_dict()
+            figures = [said[key] for key in ("mean", "sd", "q5", "q25", "q50", "q75", "q95")]
+            shown_figures = ["-" if value is None else value[2:] if isinstance(value, str) else figure(value, 4) for value in figures]
+            name = each.name if each.unit in (None, "1") else f"{each.name} [{each.unit}]"
+            numbers.append((name, values, missing, *shown_figures))
+        if numbers:
+            lines += text_table(("", "n", "missing", "mean", "SD", "5 %", "25 %", "50 %", "75 %", "95 %"), numbers)
+        if categories:
+            lines += [*([""] if numbers else []), *text_table(("", "patients", "missing"), categories)]
+        assert max(map(len, lines), default=0) <= WIDTH or numbers
+        return "\n".join([*lines, "", f"- and <: not shown, as fewer than {fewest} patients could be told apart"])
+
+
+def describe_variables(spec: AnalysisSpec, contract: Contract) -> Generator[SumRequest[CheckedTable], Numbers, DescriptionResult]:
+    """Describe each variable that the analysis names; ConfigError where no site has a row."""
+    names = spec.described(contract)
+
+    def given(table: CheckedTable) -> Numbers:
+        return np.array([[_is_given(table.columns[name]).sum(), len(table.patients)] for name in names], dtype=np.float64)
+
+    totals = yield SumRequest(statistic="patients with a value", shape=(len(names), 2), contribution=given)
+    if not totals[:, 1].any():
+        raise ConfigError("no site has a row")
+    found = []
+    for name, (num_values, num_rows) in zip(names, totals, strict=True):
+        found.append((yield from _described(spec, contract, name, num_values, num_rows - num_values)))
+    return DescriptionResult(spec=spec, variables=tuple(found))
+
+
+def _described(
+    spec: AnalysisSpec, contract: Contract, name: str, num_values: float, num_missing: float
+) -> Generator[SumRequest[CheckedTable], Numbers, DescribedVariable]:
+    """Describe one variable, if enough patients have a value."""
+    variable, labels = contract.variables.get(name), cell_labels(name, contract)
+    whole = shown(np.array([[num_values], [num_missing]]), spec.patients_per_cell).cells_RC[:, 0]
+    said = DescribedVariable(
+        name=name,
+        unit=None if variable is None else variable.unit,
+        is_date=variable is not None and variable.type == "date",
+        num_values=_shown(whole[0]),
+        num_missing=_shown(whole[1]),
+        description=None,
+        counts=None,
+    )
+    if num_values < spec.patients_per_sum:
+        hidden = None if labels is None else dict.fromkeys(labels)
+        return replace(said, num_values=None, num_missing=None, counts=hidden)
+    if labels is None:
+        return replace(said, description=(yield from _of_numbers(spec, contract, name)))
+
+    def own(table: CheckedTable) -> Numbers:
+        places = coded(name, table.columns, contract, labels)
+        counts = np.bincount(np.where(places < 0, len(labels), places), minlength=len(labels) + 1).astype(np.float64)
+        _check_cells(spec, name, counts)
+        return counts
+
+    counts = yield SumRequest(statistic=f"counts of {name}", shape=(len(labels) + 1,), contribution=own)
+    cells = shown(counts[:, None], spec.patients_per_cell).cells_RC[:, 0]
+    missing = _shown(cells[-1])
+    is_derivable = missing is None or np.isnan(cells[:-1]).any()
+    num_shown = None if is_derivable and np.isnan(cells).sum() < 2 else said.num_values  # noqa: PLR2004
+    return replace(
+        said,
+        num_values=num_shown if missing is not None else None,
+        num_missing=missing,
+        counts={label: _shown(number) for label, number in zip(labels, cells, strict=False)},
+    )
+
+
+def _of_numbers(spec: AnalysisSpec, contract: Contract, name: str) -> Generator[SumRequest[CheckedTable], Numbers, Description]:
+    """Describe a variable of numbers on the grid that the contract's range gives."""
+    variable = contract.variables[name]
+    assert variable.range is not None
+    least, largest = variable.range
+    scale = unit(range_magnitude(name, contract))
+    is_counted = variable.type == "integer" and largest - least < MOST_CELLS
+    edges = np.arange(least - 0.5, largest + 1) if is_counted else np.linspace(least, largest, MOST_CELLS + 1)
+    analysis = describe((edges / scale).tolist(), spec.patients_per_cell)
+    try:
+        request = next(analysis)
+        while True:
+            request = analysis.send((yield _of_column(request, spec, name, scale, (edges / scale))))
+    except StopIteration as end:
+        found: Description = end.value
+    return replace(found, mean=found.mean * scale, variance=found.variance * scale**2, edges=found.edges * scale)
+
+
+def _of_column(request: SumRequest[Numbers], spec: AnalysisSpec, name: str, scale: float, edges: Numbers) -> SumRequest[CheckedTable]:
+    def own(table: CheckedTable) -> Numbers:
+        values = np.asarray(table.columns[name], dtype=np.float64) / scale
+        _check_cells(spec, name, np.histogram(values[~np.isnan(values)], edges)[0])
+        return request.contribution(values)
+
+    return SumRequest(statistic=f"{name}: {request.statistic}", shape=request.shape, contribution=own)
+
+
+def _check_cells(spec: AnalysisSpec, name: str, counts: Numbers) -> None:
+    if spec.cells == "site" and is_small(counts, spec.patients_per_cell):
+        raise FewPatientsHere(f"policy.patients_per_cell: a cell of {name} has fewer than {spec.patients_per_cell} patients of this site")
+
+
+def _is_given(values: Numbers | tuple[str, ...]) -> Numbers:
+    return ~np.isnan(values) if isinstance(values, np.ndarray) else np.array([value != "" for value in values], dtype=bool)
+
+
+def _shown(value: float) -> int | None:
+    return None if math.isnan(value) else round(value)
