@@ -16,6 +16,7 @@ from p2pfl.analyses.leading import FewPatientsHere
 from p2pfl.analyses.rows import CrossTable, SiteRows
 from p2pfl.analyses.spec import AnalysisSpec
 from p2pfl.analyses.text_tables import count
+from p2pfl.analyses.variables import is_survival
 from p2pfl.data.contract import Contract
 from p2pfl.errors import ConfigError
 from p2pfl.statistics.sums import Numbers, SumRequest
@@ -102,6 +103,9 @@ def check_cross_table(spec: AnalysisSpec, contract: Contract) -> Generator[SumRe
                 for name, label in empty
             ]
         )
+    outcome = spec.parsed.outcome[0]
+    if not is_survival(spec.parsed) and (one := [label for name, label in table.empty_labels(counts) if name == outcome]):
+        raise ConfigError(f"{outcome}: no complete row of any site has {one[0]!r}: there is nothing to tell apart")
     if is_small(counts, fewest):
         raise ConfigError(
             f"a combination of {named} has fewer than {fewest} patients, and patients_per_cell is {fewest}: leave a variable out"
@@ -145,7 +149,14 @@ def at_sites(
 
 
 def _of_part(request: SumRequest[Part], part: Callable[[Site], Part]) -> SumRequest[Site]:
-    return SumRequest(statistic=request.statistic, shape=request.shape, contribution=lambda site: request.contribution(part(site)))
+    def own(site: Site) -> Numbers:
+        with np.errstate(all="ignore"):
+            numbers = request.contribution(part(site))
+        if "iteration" in request.statistic and not np.isfinite(numbers).all():
+            raise ConfigError("the coefficients grew beyond all numbers: a column is far too large, or the outcome is separated")
+        return numbers
+
+    return SumRequest(statistic=request.statistic, shape=request.shape, contribution=own)
 
 
 def _is_factor(name: str, contract: Contract) -> bool:

@@ -181,17 +181,12 @@ def survival_rows(spec: AnalysisSpec, contract: Contract, table: CheckedTable) -
 
 
 def groups_of(spec: AnalysisSpec, contract: Contract) -> tuple[str | None, tuple[str, ...]]:
-    """Variable of the groups with its labels; None and one label where there are no groups.
-
-    Raises:
-        ConfigError: the variable has too many values for groups.
-    """
+    """Variable of the groups with its labels; None and one label where there are no groups."""
     named = [term[0].column for term in spec.parsed.terms if term]
     if not named:
         return None, ("all",)
     labels = group_labels(named[0], contract)
-    if labels is None:
-        raise ConfigError(f"formula: {named[0]} makes no groups: expected categories, or whole numbers of which there are at most 20")
+    assert labels is not None
     return named[0], labels
 
 

@@ -5,14 +5,14 @@ It holds names and numbers alone. The formula is read by the project's own gramm
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import numpy as np
 from pydantic import Field
 
-from p2pfl.analyses.variables import absent_names, faults_of_variables, is_survival
+from p2pfl.analyses.variables import MOST_GROUPS, absent_names, faults_of_variables, group_labels, is_survival
 from p2pfl.data.contract import Contract
 from p2pfl.errors import ConfigError
 from p2pfl.statistics.formula import Formula, parse_formula
@@ -131,14 +131,10 @@ class AnalysisSpec:
     def faults(self, contract: Contract) -> Iterator[str]:
         """Find names that the contract does not have, variables of another type than is needed, and what the kind cannot do."""
         known = [*contract.variables, *absent_names(contract)]
+        if contract.rows != "one-per-patient" and self.kind != "glm":
+            yield f"{self.kind} counts patients by their rows, and the contract has rows: several-per-patient; expected one-per-patient"
         if self.kind == "describe":
-            for name in self.variables:
-                if name not in known:
-                    yield f"variables: {name}: no variable of the contract; {nearest(name, known)}expected one of {', '.join(known)}"
-                elif name in contract.variables and contract.variables[name].type == "id":
-                    yield f"variables: {name} is of type id: each value is one patient"
-            if contract.rows != "one-per-patient":
-                yield _several_rows(self.kind)
+            yield from self._faults_of_names(contract, known)
             return
         try:
             formula = self.parsed
@@ -146,12 +142,19 @@ class AnalysisSpec:
             yield from error.findings
             return
         yield from faults_of_variables(formula, contract, known, self.family if not is_survival(formula) else None)
-        if any(name not in known for name in formula.columns):
+        if any(name not in known for name in formula.columns) or not is_survival(formula):
             return
-        if is_survival(formula) and contract.rows != "one-per-patient":
-            yield _several_rows(self.kind)
-        if is_survival(formula) and not self.is_by_site:
+        if self.kind in ("km", "compare"):
+            yield from _faults_of_groups(formula, contract)
+        if not self.is_by_site:
             yield from self._faults_of_grid(contract, formula)
+
+    def _faults_of_names(self, contract: Contract, known: Sequence[str]) -> Iterator[str]:
+        for name in self.variables:
+            if name not in known:
+                yield f"variables: {name}: no variable of the contract; {nearest(name, list(known))}expected one of {', '.join(known)}"
+            elif name in contract.variables and contract.variables[name].type == "id":
+                yield f"variables: {name} is of type id: each value is one patient"
 
     def faults_of_keys(self) -> Iterator[str]:
         """Find keys that the kind does not have, those that it lacks, and those that contradict each other."""
@@ -235,8 +238,10 @@ _EXAMPLES = {
 }
 
 
-def _several_rows(kind: str) -> str:
-    return f"{kind} counts patients by their rows, and the contract has rows: several-per-patient; expected one-per-patient"
+def _faults_of_groups(formula: Formula, contract: Contract) -> Iterator[str]:
+    for name in [term[0].column for term in formula.terms if term]:
+        if group_labels(name, contract) is None:
+            yield f"formula: {name} makes no groups: expected categories, or whole numbers with a range of at most {MOST_GROUPS} values"
 
 
 def _plain(value: Any) -> Any:

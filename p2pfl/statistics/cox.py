@@ -111,6 +111,8 @@ def partial_likelihood(sums: RiskSums, ties: Ties) -> tuple[float, Numbers, Numb
     log_likelihood, score = float(sums.eta_T.sum()), sums.columns_TP.sum(axis=0)
     information = np.zeros((len(score), len(score)))
     for cell in used:
+        if not sums.at_risk[0][cell] > 0:  # all weights are too small for a number: the events are separated
+            return np.nan, np.full_like(score, np.nan), np.full_like(information, np.nan)
         num_tied = round(float(sums.num_events_T[cell]))
         for k in range(num_tied):
             less = k / num_tied if ties == "efron" else 0.0  # the part of the tied events that has left

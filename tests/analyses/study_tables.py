@@ -6,6 +6,7 @@ import csv
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from p2pfl.yaml_files import dump_yaml
@@ -121,3 +122,42 @@ def write_study(folder, study, policy=None, split=None):
         (folder / f"{name}.yaml").write_text(dump_yaml(site))
         paths.append(folder / f"{name}.yaml")
     return folder / "contract.yaml", paths
+
+
+def made(num_rows=240, num_sites=3, seed=4):
+    """A study of patients that nobody has met: variables, outcome and rows, and no value missing."""
+    random = np.random.default_rng(seed)
+    variables = {
+        "age": number(18, 110),
+        "dose": number(0, 10),
+        "sex": category("female", "male"),
+        "stage": category("one", "two", "three"),
+        "died": integer(0, 1),
+        "visits": integer(0, 40),
+        "days": number(0, 2000),
+        "seen": {"type": "date", "range": ["2020-01-01", "2026-12-31"]},
+    }
+    rows = []
+    for place in range(num_rows):
+        age, sex = random.normal(60, 12), random.integers(0, 2)
+        risk = 1 / (1 + np.exp(-(0.04 * (age - 60) + 0.6 * sex - 0.4)))
+        rows.append(
+            {
+                "age": f"{np.clip(age, 19, 109):.3f}",
+                "dose": f"{random.uniform(0.5, 9.5):.3f}",
+                "sex": ("female", "male")[sex],
+                "stage": ("one", "two", "three")[random.integers(0, 3)],
+                "died": str(int(random.random() < risk)),
+                "visits": str(min(40, random.poisson(4 + 2 * sex))),
+                "days": f"{min(2000, np.ceil(random.exponential(300))):.0f}",
+                "seen": f"{2020 + place % 7}-03-{1 + place % 28:02d}",
+                "site": f"site-{place % num_sites}",
+            }
+        )
+    return variables, "died", rows
+
+
+def changed(study, **changes):
+    """A study with other values: *changes* has a function of a row and its place for each column."""
+    variables, outcome, rows = study
+    return variables, outcome, [row | {name: new(row, place) for name, new in changes.items()} for place, row in enumerate(rows)]
