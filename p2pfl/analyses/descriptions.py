@@ -16,11 +16,12 @@ import numpy as np
 from p2pfl.analyses.floors import is_small
 from p2pfl.analyses.leading import FewPatientsHere
 from p2pfl.analyses.spec import AnalysisSpec
-from p2pfl.analyses.text_tables import WIDTH, count, figure, text_table
+from p2pfl.analyses.text_tables import count, figure, text_table
 from p2pfl.analyses.variables import cell_labels, coded, range_magnitude, unit
 from p2pfl.data.check import CheckedTable
 from p2pfl.data.contract import Contract
 from p2pfl.data.values import EPOCH
+from p2pfl.data.variables import Variable
 from p2pfl.errors import ConfigError
 from p2pfl.statistics.cross_table import shown
 from p2pfl.statistics.describe import MOST_CELLS, QUANTILES, Description, describe
@@ -82,27 +83,34 @@ class DescriptionResult:
 
     def summary(self) -> str:
         """Tables for people, at most 80 columns wide."""
-        fewest, lines = self.spec.patients_per_cell, list[str]()
-        numbers, categories = [], []
+        fewest = self.spec.patients_per_cell
+        numbers, dates, categories = [], [], []
         for each in self.variables:
-            hidden = f"<{self.spec.patients_per_sum}" if each.num_values is None and each.num_missing is None else None
-            values = hidden or (count(each.num_values, fewest) if each.num_values is not None else "-")
-            missing = hidden or count(each.num_missing, fewest)
+            counted = self._counts(each)
             if each.counts is not None:
-                categories.append((each.name, values, missing))
+                categories.append((each.name, *counted))
                 categories += [(f"  {label}", "-" if number is None else f"{number:,}", "") for label, number in each.counts.items()]
                 continue
             said = each.as_dict()
-            figures = [said[key] for key in ("mean", "sd", "q5", "q25", "q50", "q75", "q95")]
-            shown_figures = ["-" if value is None else value[2:] if isinstance(value, str) else figure(value, 4) for value in figures]
-            name = each.name if each.unit in (None, "1") else f"{each.name} [{each.unit}]"
-            numbers.append((name, values, missing, *shown_figures))
-        if numbers:
-            lines += text_table(("", "n", "missing", "mean", "SD", "5 %", "25 %", "50 %", "75 %", "95 %"), numbers)
-        if categories:
-            lines += [*([""] if numbers else []), *text_table(("", "patients", "missing"), categories)]
-        assert max(map(len, lines), default=0) <= WIDTH or numbers
-        return "\n".join([*lines, "", f"- and <: not shown, as fewer than {fewest} patients could be told apart"])
+            if each.is_date:
+                dates.append((each.name, *counted, *(said[key] or "-" for key in ("mean", "q5", "q50", "q95"))))
+                continue
+            figures = ("-" if said[key] is None else figure(said[key], 4) for key in ("mean", "sd", "q5", "q25", "q50", "q75", "q95"))
+            numbers.append((each.name if each.unit in (None, "1") else f"{each.name} [{each.unit}]", *counted, *figures))
+        tables = [
+            (("", "n", "missing", "mean", "SD", "5 %", "25 %", "50 %", "75 %", "95 %"), numbers),
+            (("", "n", "missing", "mean", "5 %", "50 %", "95 %"), dates),
+            (("", "patients", "missing"), categories),
+        ]
+        lines = [line for header, rows in tables if rows for line in (*text_table(header, rows), "")]
+        return "\n".join([*lines, f"- and <: not shown, as fewer than {fewest} patients could be told apart"])
+
+    def _counts(self, each: DescribedVariable) -> tuple[str, str]:
+        """Patients with a value and without, or what may be said of them."""
+        if each.num_values is None and each.num_missing is None and each.description is None and not _is_counted(each):
+            return f"<{self.spec.patients_per_sum}", "-"
+        fewest = self.spec.patients_per_cell
+        return "-" if each.num_values is None else f"{each.num_values:,}", count(each.num_missing, fewest)
 
 
 def describe_variables(spec: AnalysisSpec, contract: Contract) -> Generator[SumRequest[CheckedTable], Numbers, DescriptionResult]:
@@ -151,24 +159,27 @@ def _described(
     counts = yield SumRequest(statistic=f"counts of {name}", shape=(len(labels) + 1,), contribution=own)
     cells = shown(counts[:, None], spec.patients_per_cell).cells_RC[:, 0]
     missing = _shown(cells[-1])
-    is_derivable = missing is None or np.isnan(cells[:-1]).any()
-    num_shown = None if is_derivable and np.isnan(cells).sum() < 2 else said.num_values  # noqa: PLR2004
     return replace(
         said,
-        num_values=num_shown if missing is not None else None,
+        # all rows minus the patients with a value are those without
+        num_values=None if missing is None else round(num_values),
         num_missing=missing,
         counts={label: _shown(number) for label, number in zip(labels, cells, strict=False)},
     )
 
 
-def _of_numbers(spec: AnalysisSpec, contract: Contract, name: str) -> Generator[SumRequest[CheckedTable], Numbers, Description]:
-    """Describe a variable of numbers on the grid that the contract's range gives."""
-    variable = contract.variables[name]
+def grid_of(variable: Variable) -> Numbers:
+    """Edges of the cells in which values are counted: a cell for each whole number, or the range in as many as there may be."""
     assert variable.range is not None
     least, largest = variable.range
-    scale = unit(range_magnitude(name, contract))
-    is_counted = variable.type == "integer" and largest - least < MOST_CELLS
-    edges = np.arange(least - 0.5, largest + 1) if is_counted else np.linspace(least, largest, MOST_CELLS + 1)
+    if variable.type == "integer" and largest - least < MOST_CELLS:
+        return np.arange(least - 0.5, largest + 1)
+    return np.linspace(least, largest, MOST_CELLS + 1)
+
+
+def _of_numbers(spec: AnalysisSpec, contract: Contract, name: str) -> Generator[SumRequest[CheckedTable], Numbers, Description]:
+    """Describe a variable of numbers on the grid that the contract's range gives."""
+    scale, edges = unit(range_magnitude(name, contract)), grid_of(contract.variables[name])
     analysis = describe((edges / scale).tolist(), spec.patients_per_cell)
     try:
         request = next(analysis)
@@ -199,3 +210,7 @@ def _is_given(values: Numbers | tuple[str, ...]) -> Numbers:
 
 def _shown(value: float) -> int | None:
     return None if math.isnan(value) else round(value)
+
+
+def _is_counted(each: DescribedVariable) -> bool:
+    return each.counts is not None and any(number is not None for number in each.counts.values())
