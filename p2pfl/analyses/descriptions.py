@@ -84,7 +84,7 @@ class DescriptionResult:
     def summary(self) -> str:
         """Tables for people, at most 80 columns wide."""
         fewest = self.spec.patients_per_cell
-        numbers, dates, categories = [], [], []
+        numbers, dates, categories = list[tuple[str, ...]](), list[tuple[str, ...]](), list[tuple[str, ...]]()
         for each in self.variables:
             counted = self._counts(each)
             if each.counts is not None:
@@ -93,7 +93,7 @@ class DescriptionResult:
                 continue
             said = each.as_dict()
             if each.is_date:
-                dates.append((each.name, *counted, *(said[key] or "-" for key in ("mean", "q5", "q50", "q95"))))
+                dates.append((each.name, *counted, *(str(said[key] or "-") for key in ("mean", "q5", "q50", "q95"))))
                 continue
             figures = ("-" if said[key] is None else figure(said[key], 4) for key in ("mean", "sd", "q5", "q25", "q50", "q75", "q95"))
             numbers.append((each.name if each.unit in (None, "1") else f"{each.name} [{each.unit}]", *counted, *figures))

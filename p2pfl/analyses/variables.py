@@ -17,6 +17,9 @@ from p2pfl.yaml_files import nearest
 TWO = 2
 MOST_GROUPS = 20
 
+MOST_WHOLE_NUMBERS = 5
+"""Whole numbers in a range up to which each is taken for a category, such as 0 and 1, or a score from 0 to 4."""
+
 _LARGEST_LOGARITHM = 745.0
 """Magnitude of the logarithm of any float64 that is not 0."""
 
@@ -46,11 +49,11 @@ def group_labels(name: str, contract: Contract) -> tuple[str, ...] | None:
 
 
 def cell_labels(name: str, contract: Contract) -> tuple[str, ...] | None:
-    """Labels of a variable that is categorical for the floor of patients in a cell: with categories, or with two values."""
+    """Labels of a variable that is categorical for the floor of patients in a cell: with categories, or few whole numbers."""
     labels = group_labels(name, contract)
     variable = contract.variables.get(name)
     is_factor = variable is not None and variable.type == "category"
-    return labels if labels is not None and (is_factor or len(labels) == TWO) else None
+    return labels if labels is not None and (is_factor or len(labels) <= MOST_WHOLE_NUMBERS) else None
 
 
 def coded(name: str, columns: Columns, contract: Contract, labels: Sequence[str]) -> Integers:

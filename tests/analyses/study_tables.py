@@ -66,7 +66,7 @@ def infections():
     variables = {
         "treat": integer(0, 1),
         "age": number(0, 100),
-        "steroids": integer(0, 2),
+        "steroids": integer(1, 2),
         "inherit": category("1", "2"),
         "inherited": integer(1, 2),
         "futime": number(1, 500),

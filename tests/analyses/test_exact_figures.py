@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 from study_tables import ANY, cnsim, infections, lung, stays, write_study
 
 from p2pfl.analyses import stats
 from p2pfl.analyses.policy import RefusedByPolicy
+from p2pfl.analyses.site_files import AnalysisSite, load_sites
+from p2pfl.data.check import CheckedTable
+from p2pfl.data.contract import Contract
+from p2pfl.errors import ConfigError
 
 STAYS = "los ~ age + sex + lab"
 INFECTED = "count ~ treat + age + inherit + offset(log(futime))"
@@ -34,12 +40,24 @@ GLM = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("model", GLM)
-def test_a_regression_is_that_of_the_pooled_rows_under_the_default_floors(model, tmp_path):
-    study, formula, family, params, errors, others = GLM[model]
-    contract, sites = write_study(tmp_path, study())
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    """Contract and sites of a study, read once, under floors that allow anything or the default ones."""
 
-    found = stats.glm(formula, family=family, contract=contract, sites=sites)
+    @cache
+    def load(study, *, is_free):
+        contract, sites = write_study(tmp_path_factory.mktemp("study"), study(), policy=ANY if is_free else None)
+        agreed = Contract.load(contract)
+        return {"contract": agreed, "sites": load_sites(sites, agreed)}
+
+    return load
+
+
+@pytest.mark.parametrize("model", GLM)
+def test_a_regression_is_that_of_the_pooled_rows_under_the_default_floors(model, loaded):
+    study, formula, family, params, errors, others = GLM[model]
+
+    found = stats.glm(formula, family=family, **loaded(study, is_free=False))
 
     last_digit = 0.6e-9 if model == "diabetes" else 1.1e-10
     assert found.params == pytest.approx(params, rel=0, abs=last_digit)
@@ -65,11 +83,10 @@ COX = {
 
 
 @pytest.mark.parametrize("model", COX)
-def test_a_cox_model_is_that_of_the_pooled_patients(model, tmp_path):
+def test_a_cox_model_is_that_of_the_pooled_patients(model, loaded):
     study, formula, options, floors, log_likelihood, params, errors = COX[model]
-    contract, sites = write_study(tmp_path, study(), policy=floors)
 
-    found = stats.cox(formula, contract=contract, sites=sites, **options, **(floors or {}))
+    found = stats.cox(formula, **loaded(study, is_free=bool(floors)), **options, **(floors or {}))
 
     assert found.fit.log_likelihood == pytest.approx(log_likelihood, rel=0, abs=6e-11)
     assert found.params == pytest.approx(params, rel=0, abs=6e-11)
@@ -88,35 +105,30 @@ def test_a_cox_model_is_that_of_the_pooled_patients(model, tmp_path):
     ],
     ids=["days", "30 days", "merged"],
 )  # fmt: skip
-def test_survival_is_that_of_the_pooled_patients(options, floors, median, at, log_rank, tmp_path):
-    contract, sites = write_study(tmp_path, lung(), policy=floors)
+def test_survival_is_that_of_the_pooled_patients(options, floors, median, at, log_rank, loaded):
+    ask = loaded(lung, is_free=bool(floors)) | options | (floors or {})
 
-    whole = stats.km("Surv(time, status) ~ 1", contract=contract, sites=sites, **options, **(floors or {})).curves["all"]
+    whole = stats.km("Surv(time, status) ~ 1", **ask).curves["all"]
 
     assert whole.median() == median
     assert [whole.at(time) for time in at] == pytest.approx(list(at.values()), rel=0, abs=6e-11)
     if log_rank is not None:
-        tested = stats.compare("Surv(time, status) ~ sex", contract=contract, sites=sites, **options, **(floors or {}))
-        by_group = stats.km("Surv(time, status) ~ sex", contract=contract, sites=sites, **options, **(floors or {}))
+        tested = stats.compare("Surv(time, status) ~ sex", **ask)
+        by_group = stats.km("Surv(time, status) ~ sex", **ask)
         assert tested.test.statistic == by_group.test.statistic == pytest.approx(log_rank[0], rel=0, abs=6e-11)
         assert tested.test.pvalue == pytest.approx(log_rank[1], rel=1e-6)
 
 
-def test_the_log_rank_test_by_treatment_is_the_pooled_and_the_stratified_one(tmp_path):
-    contract, sites = write_study(tmp_path, infections(), policy=ANY)
-    ask = {"contract": contract, "sites": sites}
-
-    pooled = stats.compare("Surv(time, event) ~ treat", grid=1, **ask, **ANY).test
-    stratified = stats.compare("Surv(time, event) ~ treat", strata="site", **ask).test
+def test_the_log_rank_test_by_treatment_is_the_pooled_and_the_stratified_one(loaded):
+    pooled = stats.compare("Surv(time, event) ~ treat", grid=1, **loaded(infections, is_free=True), **ANY).test
+    stratified = stats.compare("Surv(time, event) ~ treat", strata="site", **loaded(infections, is_free=False)).test
 
     assert (pooled.statistic, stratified.statistic) == pytest.approx((11.7425108689, 12.2422776285), rel=0, abs=6e-11)
     assert (pooled.pvalue, stratified.pvalue) == pytest.approx((6.108855e-4, 4.671877e-4), rel=1e-6)
 
 
-def test_a_meta_analysis_is_that_of_the_sites_own_fits(tmp_path):
-    contract, sites = write_study(tmp_path, stays())
-
-    found = stats.compare(STAYS, family="gaussian", coefficient="sexM", contract=contract, sites=sites).meta
+def test_a_meta_analysis_is_that_of_the_sites_own_fits(loaded):
+    found = stats.compare(STAYS, family="gaussian", coefficient="sexM", **loaded(stays, is_free=False)).meta
 
     assert (found.fixed, found.fixed_bse) == pytest.approx((0.4347091192, 0.2559161448), rel=0, abs=6e-11)
     assert (found.q, found.q_pvalue, found.i_squared) == pytest.approx((3.0054989535, 0.2225175116, 0.3345530872), rel=0, abs=6e-11)
@@ -125,11 +137,9 @@ def test_a_meta_analysis_is_that_of_the_sites_own_fits(tmp_path):
     )
 
 
-def test_exact_times_are_refused_under_the_default_floors_with_the_line_in_the_sites_own_log(tmp_path, caplog):
-    contract, sites = write_study(tmp_path, lung())
-
+def test_exact_times_are_refused_under_the_default_floors_with_the_line_in_the_sites_own_log(loaded, caplog):
     with pytest.raises(RefusedByPolicy) as refused:
-        stats.cox(LUNG, grid=1, contract=contract, sites=sites, **ANY)
+        stats.cox(LUNG, grid=1, **loaded(lung, is_free=False), **ANY)
 
     assert str(refused.value) == "site1: refused by policy"
     assert refused.value.reasons == (
@@ -139,33 +149,41 @@ def test_exact_times_are_refused_under_the_default_floors_with_the_line_in_the_s
     assert [record.getMessage() for record in caplog.records] == [f"site1 refuses: {each}" for each in refused.value.reasons]
 
 
-def test_three_patients_with_steroids_are_seen_under_the_default_floor(tmp_path):
-    variables, outcome, rows = infections()
-    contract, sites = write_study(tmp_path, ({**variables, "steroids": {**variables["steroids"], "range": [1, 2]}}, outcome, rows))
-
-    with pytest.raises(Exception, match="a combination of event and treat and steroids and inherited has fewer than 5 patients"):
-        stats.cox(FIRST, contract=contract, sites=sites)
+def test_three_patients_with_steroids_are_seen_under_the_default_floor(loaded):
+    with pytest.raises(ConfigError, match="a combination of event and treat and steroids and inherited has fewer than 5 patients"):
+        stats.cox(FIRST, **loaded(infections, is_free=False))
 
 
 @pytest.mark.parametrize("num_sites", [3, 5, 13, 50])
-def test_the_split_into_sites_changes_no_coefficient(num_sites, tmp_path):
-    study, places = stays(), np.random.default_rng(num_sites).integers(0, num_sites, 1000)
-    lungs = lung()
-    for folder in ("own", "split", "lung", "lung-split"):
-        (tmp_path / folder).mkdir()
-    own = dict(zip(("contract", "sites"), write_study(tmp_path / "own", study), strict=True))
-    split = dict(zip(("contract", "sites"), write_study(tmp_path / "split", study, split=places), strict=True))
-    lung_own = dict(zip(("contract", "sites"), write_study(tmp_path / "lung", lungs), strict=True))
-    lung_split = dict(zip(("contract", "sites"), write_study(tmp_path / "lung-split", lungs, split=places), strict=True))
+def test_the_split_into_sites_changes_no_coefficient(num_sites, loaded):
+    places = np.random.default_rng(num_sites).integers(0, num_sites, 1000)
 
-    fits = [
-        (stats.glm(STAYS, family="poisson", **ask), stats.cox(LUNG, grid=30, **more))
-        for ask, more in ((own, lung_own), (split, lung_split))
-    ]
-    curves = [stats.km("Surv(time, status) ~ sex", grid=30, **ask) for ask in (lung_own, lung_split)]
+    for study, ask in (
+        (stays, lambda **sites: stats.glm(STAYS, family="poisson", **sites)),
+        (lung, lambda **sites: stats.cox(LUNG, grid=30, **sites)),
+        (lung, lambda **sites: stats.km("Surv(time, status) ~ sex", grid=30, **sites)),
+    ):
+        own = loaded(study, is_free=False)
+        found, again = ask(**own), ask(contract=own["contract"], sites=split(own["sites"], places))
+        if hasattr(found, "curves"):
+            assert found.as_dict() == again.as_dict()
+            continue
+        assert (np.abs(found.params - again.params) <= 1e-10 * np.maximum(np.abs(found.params), found.bse)).all()
+        assert found.bse == pytest.approx(again.bse, rel=1e-10)
 
-    for one, other in zip(*fits, strict=True):
-        assert (np.abs(one.params - other.params) <= 1e-10 * np.maximum(np.abs(one.params), one.bse)).all()
-        assert one.bse == pytest.approx(other.bse, rel=1e-10)
-    assert curves[0].test.statistic == curves[1].test.statistic
-    assert curves[0].records() == curves[1].records()
+
+def split(sites, places):
+    """The rows of some sites as those of others, by each row's place among all."""
+    whole = CheckedTable(
+        columns={
+            name: np.concatenate([each.table.columns[name] for each in sites])
+            if isinstance(values, np.ndarray)
+            else tuple(value for each in sites for value in each.table.columns[name])
+            for name, values in sites[0].table.columns.items()
+        },
+        levels=sites[0].table.levels,
+        patients=tuple(patient for each in sites for patient in each.table.patients),
+        lines=tuple(line for each in sites for line in each.table.lines),
+    )
+    at = [np.flatnonzero(places[: len(whole.patients)] == place).tolist() for place in np.unique(places)]
+    return [AnalysisSite(name=f"site-{number}", table=whole.rows(rows)) for number, rows in enumerate(at)]

@@ -180,12 +180,13 @@ def faults(contract, **asked):
     return list(error.value.findings)
 
 
-@pytest.fixture
-def agreed(tmp_path):
+@pytest.fixture(scope="module")
+def agreed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("agreed")
     variables, outcome, rows = made(9)
     variables = {**variables, "code": {"type": "id"}, "ward": integer(1, 30), "outcome3": category("a", "b", "c")}
-    write_study(tmp_path, (variables, outcome, rows))
-    return Contract.load(tmp_path / "contract.yaml")
+    write_study(folder, (variables, outcome, rows))
+    return Contract.load(folder / "contract.yaml")
 
 
 @pytest.mark.parametrize(
