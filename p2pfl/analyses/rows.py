@@ -61,8 +61,9 @@ class SiteRows(Generic[Part]):
 
     def patients_by_cell(self, num_cells: int) -> Numbers:
         """Patients in each cell of the cross table, (cells,)."""
-        pairs = np.unique(np.stack([self.cells_M, self.patients_M], axis=-1), axis=0)
-        return np.bincount(pairs[:, 0], minlength=num_cells).astype(np.float64)
+        size = int(self.patients_M.max(initial=0)) + 1
+        pairs = np.unique(self.cells_M * size + self.patients_M)
+        return np.bincount(pairs // size, minlength=num_cells).astype(np.float64)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -219,7 +220,10 @@ def _check_times(times_M: Numbers, spec: AnalysisSpec) -> None:
 
 
 def _site_rows(spec: AnalysisSpec, contract: Contract, table: CheckedTable, rows: Part, is_complete: NDArray[np.bool_]) -> SiteRows[Part]:
-    patients = np.unique(np.array(table.patients, dtype=str), return_inverse=True)[1].reshape(-1)
+    if contract.rows == "one-per-patient":
+        patients = np.arange(len(table.patients))
+    else:
+        patients = np.unique(np.array(table.patients, dtype=str), return_inverse=True)[1].reshape(-1)
     return SiteRows(
         part=rows,
         patients_M=patients[is_complete].astype(np.int64),
