@@ -132,6 +132,8 @@ class MetaResult:
     spec: AnalysisSpec
     counts: Counts
     meta: MetaAnalysis
+    sites: tuple[tuple[str, float, float], ...] = ()
+    """Name, estimate and standard error of each site that lets it be shown, if the others' do not follow from these."""
 
     def records(self) -> list[dict[str, Any]]:
         """The fixed and the random effect, for CSV and JSON."""
@@ -151,12 +153,14 @@ class MetaResult:
             **facts,
             "tau_squared": found.tau_squared,
             "effects": self.records(),
+            "sites": [{"name": name, "estimate": value, "se": error} for name, value, error in self.sites],
         }
 
     def summary(self) -> str:
         """Table for people, at most 80 columns wide."""
         found = self.meta
         rows = [(f"{each['effect']} effect", figure(each["estimate"]), figure(each["se"], 4)) for each in self.records()]
+        rows += [(f"  {name}", figure(value), figure(error, 4)) for name, value, error in self.sites]
         title = f"{self.spec.coefficient} of {self.spec.formula}, family {self.spec.family}: meta-analysis of {found.num_estimates} sites"
         lines = [*wrapped(title), *wrapped(counted(self.counts, self.spec)), "", *text_table(("", "estimate", "SE"), rows), ""]
         q = f"differences between sites: Q {figure(found.q)}, p {p_value(found.q_pvalue)}, I² {100 * found.i_squared:.1f} %"
@@ -192,25 +196,14 @@ def cox(spec: AnalysisSpec, contract: Contract) -> Generator[SumRequest[SiteRows
 
 def compare_coefficient(spec: AnalysisSpec, contract: Contract) -> Generator[SumRequest[SiteRows[DesignRows]], Numbers, MetaResult]:
     """Compare one coefficient of the models that the sites fit to their own rows; ConfigError where a floor does not hold."""
-    model, family = ModelColumns.of(spec, contract), FAMILIES[spec.family or ""]
+    model = ModelColumns.of(spec, contract)
     if spec.coefficient not in model.names:
         raise ConfigError(f"coefficient = {spec.coefficient!r}: expected one of {', '.join(model.names)}")
-    place = model.names.index(spec.coefficient)
-    unit = model.units_P[place]
     patients = yield from count_patients(spec, len(model.names))
     yield from check_cross_table(spec, contract)
 
-    def own(site: SiteRows[DesignRows]) -> Estimate | None:
-        if site.num_patients < spec.patients_per_sum:
-            return None
-        try:
-            fit = analyse(fit_glm(model.names, family), [site.part])
-        except ConfigError:
-            return None  # too few rows here, or a column that is the same in all of them: this site has no estimate
-        return Estimate(value=float(fit.params[place] * unit), variance=float((fit.bse[place] * unit) ** 2))
-
-    found = yield from at_sites(meta_analysis(), own)
-    scale = model.outcome_unit / unit
+    found = yield from at_sites(meta_analysis(), lambda site: _own_estimate(spec, model, site))
+    scale = model.outcome_unit / model.units_P[model.names.index(spec.coefficient)]
     meta = replace(
         found,
         fixed=found.fixed * scale,
@@ -220,6 +213,27 @@ def compare_coefficient(spec: AnalysisSpec, contract: Contract) -> Generator[Sum
         random_bse=found.random_bse * scale,
     )
     return MetaResult(spec=spec, counts=patients, meta=meta)
+
+
+def site_estimate(spec: AnalysisSpec, contract: Contract, rows: SiteRows[DesignRows]) -> tuple[float, float] | None:
+    """A site's own estimate of the compared coefficient with its standard error; None: its rows allow none."""
+    model = ModelColumns.of(spec, contract)
+    found = _own_estimate(spec, model, rows)
+    scale = model.outcome_unit / float(model.units_P[model.names.index(spec.coefficient or "")])
+    return None if found is None else (found.value * scale, found.variance**0.5 * scale)
+
+
+def _own_estimate(spec: AnalysisSpec, model: ModelColumns, site: SiteRows[DesignRows]) -> Estimate | None:
+    """A site's estimate in units near 1, so that its weight fits the number format of sums."""
+    if site.num_patients < spec.patients_per_sum:
+        return None
+    try:
+        fit = analyse(fit_glm(model.names, FAMILIES[spec.family or ""]), [site.part])
+    except ConfigError:
+        return None  # too few rows here, or a column that is the same in all of them
+    place = model.names.index(spec.coefficient or "")
+    unit = float(model.units_P[place])
+    return Estimate(value=float(fit.params[place]) * unit, variance=float(fit.bse[place] * unit) ** 2)
 
 
 def _unscaled(fit: GLMFit, unit: float) -> GLMFit:

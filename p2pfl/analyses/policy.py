@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -39,6 +39,8 @@ class Policy:
     """site: only analyses whose cells hold nobody or enough at each single site."""
     analyses: tuple[Kind, ...] | None = None
     """Kinds that the site answers; None: all."""
+    may_release: tuple[Literal["site_estimates"], ...] = ()
+    """Results of this site alone that may be shown: the estimate in a comparison of sites."""
     variables: tuple[str, ...] | None = None
     """Variables that may be used; None: all of the contract."""
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from p2pfl.analyses.curves import compare_groups, km
 from p2pfl.analyses.descriptions import describe_variables
 from p2pfl.analyses.leading import FewPatientsHere, lead
-from p2pfl.analyses.models import compare_coefficient, cox, glm
+from p2pfl.analyses.models import MetaResult, compare_coefficient, cox, glm, site_estimate
 from p2pfl.analyses.policy import RefusedByPolicy
 from p2pfl.analyses.rows import cox_rows, design_rows, survival_rows
 from p2pfl.analyses.site_files import AnalysisSite
@@ -21,6 +22,9 @@ from p2pfl.errors import ConfigError
 from p2pfl.statistics.sums import Numbers, SumRequest
 
 log = logging.getLogger(__name__)
+
+FEWEST_HIDDEN = 3
+"""Sites whose estimates stay hidden where others' are shown: of two, each knows the other's from the combined one."""
 
 
 class Result(Protocol):
@@ -87,10 +91,24 @@ def run_analysis(spec: AnalysisSpec, contract: Contract, sites: Sequence[Analysi
     if findings:
         raise ConfigError(findings)
     try:
-        return lead(analysis, [site.name for site in sites], rows)
+        result = lead(analysis, [site.name for site in sites], rows)
     except FewPatientsHere as error:
         name, _, reason = error.findings[0].partition(": ")
         raise _refused(name, (reason,)) from None
+    if isinstance(result, MetaResult):
+        return replace(result, sites=_released(spec, contract, sites, rows))
+    return result
+
+
+def _released(
+    spec: AnalysisSpec, contract: Contract, sites: Sequence[AnalysisSite], rows: Sequence[Any]
+) -> tuple[tuple[str, float, float], ...]:
+    """Estimates of single sites that may be shown; none where those of few others would follow from the combined one."""
+    estimates = [(site, site_estimate(spec, contract, own)) for site, own in zip(sites, rows, strict=True)]
+    found = [(site, estimate) for site, estimate in estimates if estimate is not None]
+    shown = [(site.name, *estimate) for site, estimate in found if "site_estimates" in site.policy.may_release]
+    num_hidden = len(found) - len(shown)
+    return tuple(shown) if num_hidden == 0 or num_hidden >= FEWEST_HIDDEN else ()
 
 
 def _refused(name: str, reasons: tuple[str, ...]) -> RefusedByPolicy:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ Survival = Annotated[str, typer.Argument(metavar="FORMULA", help="Such as 'Surv(
 Sites = Annotated[list[Path], typer.Argument(metavar="SITE...", help="Each site's file, with its section `table`.")]
 ContractFile = Annotated[Path, typer.Option("--contract", metavar="FILE", help="The data contract, contract.yaml.")]
 Csv = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write the result's rows to a new CSV file.")]
+Page = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page with tables and pictures to a new file.")]
 Cell = Annotated[int | None, typer.Option("--patients-per-cell", help="Fewest patients in a cell.  [default: 5]")]
 Sum = Annotated[int | None, typer.Option("--patients-per-sum", help="Fewest patients in a sum.  [default: 10]")]
 Cells = Annotated[str | None, typer.Option("--cells", metavar="total|site", help="Where cells hold enough patients.  [default: total]")]
@@ -39,6 +41,7 @@ def describe(
     patients_per_sum: Sum = None,
     cells: Cells = None,
     csv_file: Csv = None,
+    page: Page = None,
     as_json: Json = False,
 ) -> None:
     """Describe variables: patients, missing values, mean, spread, quantiles and categories. No number is a few patients.
@@ -47,7 +50,7 @@ def describe(
     """
     named = [name.strip() for name in variables.split(",") if name.strip()]
     asked = {"variables": named or None, "patients_per_cell": patients_per_cell, "patients_per_sum": patients_per_sum, "cells": cells}
-    _answer({"kind": "describe", **asked}, contract, sites, csv_file, as_json=as_json)
+    _answer({"kind": "describe", **asked}, contract, sites, csv_file, page, as_json=as_json)
 
 
 @app.command()
@@ -62,6 +65,7 @@ def glm(
     cells: Cells = None,
     level: Level = None,
     csv_file: Csv = None,
+    page: Page = None,
     as_json: Json = False,
 ) -> None:
     """Fit a linear, logistic or Poisson regression to the rows of all sites.
@@ -69,7 +73,7 @@ def glm(
     Example: p2pfl stats glm 'died ~ age + sex' --family binomial --contract contract.yaml site-a.yaml site-b.yaml site-c.yaml
     """
     asked = {"formula": formula, "family": family, "patients_per_cell": patients_per_cell, "patients_per_sum": patients_per_sum}
-    _answer({"kind": "glm", **asked, "cells": cells, "level": level}, contract, sites, csv_file, as_json=as_json)
+    _answer({"kind": "glm", **asked, "cells": cells, "level": level}, contract, sites, csv_file, page, as_json=as_json)
 
 
 @app.command()
@@ -87,6 +91,7 @@ def cox(
     cells: Cells = None,
     level: Level = None,
     csv_file: Csv = None,
+    page: Page = None,
     as_json: Json = False,
 ) -> None:
     """Fit a Cox model: with a baseline for each site on exact times, or with one baseline for all on a grid.
@@ -95,7 +100,7 @@ def cox(
     """
     asked = {"formula": formula, "strata": strata, "grid": grid, "ends": _times(ends), "ties": ties, "level": level}
     floors = {"patients_per_cell": patients_per_cell, "patients_per_sum": patients_per_sum, "cells": cells}
-    _answer({"kind": "cox", **asked, **floors}, contract, sites, csv_file, as_json=as_json)
+    _answer({"kind": "cox", **asked, **floors}, contract, sites, csv_file, page, as_json=as_json)
 
 
 @app.command()
@@ -111,6 +116,7 @@ def km(
     cells: Cells = None,
     level: Level = None,
     csv_file: Csv = None,
+    page: Page = None,
     as_json: Json = False,
 ) -> None:
     """Estimate survival curves by Kaplan and Meier on an agreed grid, for groups or for all.
@@ -119,7 +125,7 @@ def km(
     """
     asked = {"formula": formula, "grid": grid, "ends": _times(ends), "level": level}
     floors = {"patients_per_cell": patients_per_cell, "patients_per_sum": patients_per_sum, "cells": cells}
-    _answer({"kind": "km", **asked, **floors}, contract, sites, csv_file, as_json=as_json)
+    _answer({"kind": "km", **asked, **floors}, contract, sites, csv_file, page, as_json=as_json)
 
 
 @app.command()
@@ -137,6 +143,7 @@ def compare(
     patients_per_sum: Sum = None,
     cells: Cells = None,
     csv_file: Csv = None,
+    page: Page = None,
     as_json: Json = False,
 ) -> None:
     """Compare the survival of groups by a log-rank test, or a coefficient between the sites' own models by a meta-analysis.
@@ -145,34 +152,50 @@ def compare(
     """
     asked = {"formula": formula, "family": family, "coefficient": coefficient, "strata": strata, "grid": grid, "ends": _times(ends)}
     floors = {"patients_per_cell": patients_per_cell, "patients_per_sum": patients_per_sum, "cells": cells}
-    _answer({"kind": "compare", **asked, **floors}, contract, sites, csv_file, as_json=as_json)
+    _answer({"kind": "compare", **asked, **floors}, contract, sites, csv_file, page, as_json=as_json)
 
 
-def _answer(asked: dict[str, Any], contract: Path, sites: list[Path], csv_file: Path | None, *, as_json: bool) -> None:
+def _answer(asked: dict[str, Any], contract: Path, sites: list[Path], csv_file: Path | None, page: Path | None, *, as_json: bool) -> None:
     """Run what is asked and print the result; a file is written only when there is one."""
     from p2pfl.analyses.run import Result
     from p2pfl.analyses.spec import AnalysisSpec
     from p2pfl.analyses.stats import run
     from p2pfl.cli.terminal import open_console
-    from p2pfl.errors import ConfigError, store_error
+    from p2pfl.errors import ConfigError
+    from p2pfl.inspector.statistics_page import statistics_page
 
-    if csv_file is not None and csv_file.exists():
-        raise ConfigError(f"--csv = '{csv_file}': it exists already; expected a new file")
+    for option, file in (("--csv", csv_file), ("--html", page)):
+        if file is not None and file.exists():
+            raise ConfigError(f"{option} = '{file}': it exists already; expected a new file")
     spec = AnalysisSpec.from_mapping({key: value for key, value in asked.items() if value is not None}, f"stats {asked['kind']}")
     found: Result = run(spec, contract, sites)
     if csv_file is not None:
-        rows = found.records()
-        try:
-            with csv_file.open("x", encoding="utf-8", newline="") as file:
-                writer = csv.DictWriter(file, list(rows[0]) if rows else [])
-                writer.writeheader()
-                writer.writerows(rows)
-        except OSError as error:
-            raise store_error(csv_file, error) from error
+        _write(csv_file, _as_csv(found.records()))
+    if page is not None:
+        _write(page, statistics_page(found.as_dict()))
     if as_json:
         sys.stdout.write(json.dumps(found.as_dict(), indent=2) + "\n")
         return
     open_console(markup=False, highlight=False).print(found.summary(), soft_wrap=True)
+
+
+def _as_csv(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a new file."""
+    from p2pfl.errors import store_error
+
+    try:
+        with path.open("x", encoding="utf-8", newline="") as file:
+            file.write(text)
+    except OSError as error:
+        raise store_error(path, error) from error
 
 
 def _times(text: str | None) -> list[float] | None:

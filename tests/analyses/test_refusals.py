@@ -14,7 +14,7 @@ from p2pfl.data.contract import Contract
 from p2pfl.errors import ConfigError
 from p2pfl.yaml_files import dump_yaml
 
-POLICY_KEYS = "patients_per_cell, patients_per_sum, parameters_per_patient, cells, analyses, variables"
+POLICY_KEYS = "patients_per_cell, patients_per_sum, parameters_per_patient, cells, analyses, may_release, variables"
 LOGISTIC = {"kind": "glm", "formula": "died ~ age + sex", "family": "binomial"}
 COX = {"kind": "cox", "formula": "Surv(days, died) ~ age + sex"}
 GROUPS = {"kind": "compare", "formula": "Surv(days, died) ~ sex"}

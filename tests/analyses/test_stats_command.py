@@ -101,3 +101,29 @@ def test_few_rows_with_missing_values_are_not_counted_out(tmp_path):
 
     assert fit.as_dict()["missing"] is None
     assert "rows left out for missing values: <5" in fit.summary()
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_page_is_written_for_every_analysis(question, asked, tmp_path):
+    assert asked(*QUESTIONS[question], "--html", str(tmp_path / "page.html"))[0] == 0
+
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>")
+    assert page.count("<svg") == (not question.startswith(("log-rank", "describe")))
+
+
+@pytest.mark.parametrize(("num_allowing", "num_shown"), [(5, 5), (4, 0), (3, 0), (2, 2), (0, 0)])
+def test_a_sites_estimate_is_shown_where_its_policy_says_so_and_none_follows_from_the_others(num_allowing, num_shown, tmp_path):
+    contract, sites = write_study(tmp_path, made(num_sites=5))
+    for site in sites[:num_allowing]:
+        site.write_text(site.read_text() + "policy: {may_release: [site_estimates]}\n")
+
+    found = p2pfl.stats.compare("dose ~ age", family="gaussian", coefficient="age", contract=contract, sites=sites)
+
+    assert [name for name, *_ in found.sites] == [f"site-{place}" for place in range(num_shown)]
+    assert [each["name"] for each in found.as_dict()["sites"]] == [name for name, *_ in found.sites]
+    if num_shown == 5:
+        weights = [1 / error**2 for *_, error in found.sites]
+        fixed = sum(weight * value for weight, (_, value, _) in zip(weights, found.sites, strict=True)) / sum(weights)
+        assert found.meta.fixed == pytest.approx(fixed, rel=1e-12)
+        assert "site-4" in found.summary()
