@@ -39,7 +39,11 @@ def statistics_page(content: dict[str, Any]) -> str:
     else:
         sections += _variables(content)
     floors = f"no cell of fewer than {asked['patients_per_cell']} patients, no sum of fewer than {asked['patients_per_sum']}"
-    sections.append(note(f"Sums over simulated sites, equal to the pooled result. Floors: {floors}; cells are held at: {asked['cells']}."))
+    sections.append(
+        note(
+            f"Sums over simulated sites, equal to the pooled result. Floors: {floors}; cells are counted {'at each site' if asked['cells'] == 'site' else 'over all sites'}."
+        )
+    )
     head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
     head += f'<meta name="viewport" content="width=device-width"><title>{escaped(f"{kind}: {title}")}</title><style>{_STYLE}</style>'
     body = f'<h1>{escaped(kind)}</h1><p class="facts">{escaped(title)}</p>{"".join(sections)}'
@@ -128,7 +132,7 @@ def _variables(content: dict[str, Any]) -> list[str]:
     if numbers:
         heads = ["", "unit", "patients", "missing", "mean", "SD", "5 %", "25 %", "50 %", "75 %", "95 %"]
         cells: list[list[Cell]] = [
-            [each["name"], each["unit"] or "", _count(each["values"]), _count(each["missing"]), *(_number(each[key]) for key in keys)]
+            [each["name"], each["unit"] or "", _count(each["values"]), _count(each["missing"]), *(_number(each[key], 4) for key in keys)]
             for each in numbers
         ]
         found += ["<h2>Numbers and dates</h2>", table(heads, cells, about="Variables with numbers")]
@@ -146,15 +150,17 @@ def _forest_row(name: str, each: dict[str, Any], *, is_total: bool = False) -> F
 
 
 def _log_rank(test: dict[str, Any]) -> str:
-    return f"Log-rank test: {test['statistic']:.4g} on {test['df']} degrees of freedom, p {_p(test['p'])[0]}."
+    return (
+        f"Log-rank test: {test['statistic']:.4g} on {test['df']} degree{'' if test['df'] == 1 else 's'} of freedom, p {_p(test['p'])[0]}."
+    )
 
 
 def _can_be_drawn(value: float, is_ratio: bool) -> bool:
     return math.isfinite(value) and (not is_ratio or value > 0)
 
 
-def _number(value: float | str | None) -> Cell:
-    return ("-" if value is None else value if isinstance(value, str) else f"{value:.5g}"), "number"
+def _number(value: float | str | None, digits: int = 5) -> Cell:
+    return ("-" if value is None else value if isinstance(value, str) else f"{value:.{digits}g}"), "number"
 
 
 def _count(value: int | None) -> Cell:
