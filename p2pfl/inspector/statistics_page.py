@@ -39,11 +39,8 @@ def statistics_page(content: dict[str, Any]) -> str:
     else:
         sections += _variables(content)
     floors = f"no cell of fewer than {asked['patients_per_cell']} patients, no sum of fewer than {asked['patients_per_sum']}"
-    sections.append(
-        note(
-            f"Sums over simulated sites, equal to the pooled result. Floors: {floors}; cells are counted {'at each site' if asked['cells'] == 'site' else 'over all sites'}."
-        )
-    )
+    where = "at each site" if asked["cells"] == "site" else "over all sites"
+    sections.append(note(f"Sums over simulated sites, equal to the pooled result. Floors: {floors}; cells are counted {where}."))
     head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
     head += f'<meta name="viewport" content="width=device-width"><title>{escaped(f"{kind}: {title}")}</title><style>{_STYLE}</style>'
     body = f'<h1>{escaped(kind)}</h1><p class="facts">{escaped(title)}</p>{"".join(sections)}'

@@ -43,3 +43,28 @@ def test_an_indicator_says_at_which_sites_a_variable_is_absent(tmp_path):
 
     assert found.names == ("(Intercept)", "dose", "dose.absent")
     assert found.params[:2] == pytest.approx(with_value.params, rel=1e-8)
+
+
+def test_a_site_of_few_patients_has_no_estimate_of_its_own(tmp_path):
+    variables, outcome, rows = made()
+    few = [row for row in rows if row["site"] != "site-1"] + [row for row in rows if row["site"] == "site-1"][:9]
+    contract, sites = write_study(tmp_path, (variables, outcome, few), policy={"may_release": ["site_estimates"]})
+
+    found = stats.compare("age ~ dose", family="gaussian", coefficient="dose", contract=contract, sites=sites)
+
+    assert found.meta.num_estimates == 2
+    assert [name for name, *_ in found.sites] == ["site-0", "site-2"]
+
+
+def test_cells_of_time_that_are_merged_hide_every_group(tmp_path):
+    contract, sites = write_study(tmp_path, made())
+
+    table = stats.km("Surv(days, died) ~ stage", grid=1, contract=contract, sites=sites).table
+
+    assert len(table.ends_T) > 3
+    for counts in (table.events_TG, table.censored_TG, table.at_risk):
+        assert not ((counts > 0) & (counts < 5)).any()
+    assert (table.events_TG.sum(), table.censored_TG.sum()) == (
+        sum(row["died"] == "1" for row in made()[2]),
+        sum(row["died"] == "0" for row in made()[2]),
+    )
