@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from functools import reduce
-from itertools import permutations
+from itertools import combinations, count, permutations
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from p2pfl.analyses.sum_plan import planned_sums, question_of
 from p2pfl.data.contract import Contract
 from p2pfl.errors import ConfigError
 from p2pfl.privacy.fixed_point import added
+from p2pfl.privacy.masks import KEY_BYTES, SessionMasks
 from p2pfl.protocol.sum_terms import PlannedSum, SumTerms
 from p2pfl.statistics.sums import SumRequest
 
@@ -146,3 +148,32 @@ def test_units_of_any_size_lose_no_digit(power, tmp_path, study):
     told = run_analysis(AnalysisSpec.from_mapping({"kind": "describe", "variables": ["age"]}), contract, sites).as_dict()["variables"][0]
     same = run_analysis(AnalysisSpec.from_mapping({"kind": "describe", "variables": ["age"]}), *study).as_dict()["variables"][0]
     assert [told[key] / scale for key in ("mean", "sd", "q50")] == pytest.approx([same[key] for key in ("mean", "sd", "q50")], rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["logistic", "cox with one baseline", "km", "meta"])
+def test_sums_under_masks_that_cancel_give_the_same_bits(name, study):
+    contract, sites = study
+    spec = AnalysisSpec.from_mapping(ANALYSES[name])
+    places = range(len(sites))
+    keys = {frozenset(pair): os.urandom(KEY_BYTES) for pair in combinations(places, 2)}
+    masks = [SessionMasks(me, {other: keys[frozenset((me, other))] for other in places if other != me}) for me in places]
+    analysis, rows_of = conversation(spec, contract)
+    rows = [rows_of(site.table) for site in sites]
+    positions = count()
+
+    def masked_total(request):
+        position, sent = next(positions), []
+        for own, mask in zip(rows, masks, strict=True):
+            plain = STATISTICS_FORMAT.encode(request.contribution(own))
+            sent.append(added(plain, mask.mask(position, plain.shape, f"{position}".encode())))
+            assert not np.array_equal(sent[-1], plain)
+        return STATISTICS_FORMAT.decode(reduce(added, sent))
+
+    request, result = next(analysis), None
+    while result is None:
+        try:
+            request = analysis.send(masked_total(request))
+        except StopIteration as end:
+            result = end.value
+
+    assert result.as_dict() == run_analysis(spec, contract, sites).as_dict()
