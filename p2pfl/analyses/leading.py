@@ -24,7 +24,11 @@ Result = TypeVar("Result")
 
 
 class FewPatientsHere(ConfigError):
-    """A site's own cells hold too few patients for it to contribute."""
+    """A site's own cells hold too few patients for it to contribute; *site* is its name, where that is known."""
+
+    def __init__(self, reason: str, site: str = "") -> None:
+        self.site, self.reason = site, reason
+        super().__init__(f"{site}: {reason}" if site else reason)
 
 
 class SiteFault(ConfigError):
@@ -41,7 +45,7 @@ def total_of(request: SumRequest[Rows], names: Sequence[str], sites: Sequence[Ro
 
     Raises:
         SiteFault: a site's numbers are out of bounds, or its rows allow no number.
-        FewPatientsHere: a site keeps its own cells back; the finding begins with its name.
+        FewPatientsHere: a site keeps its own cells back.
     """
     bound, terms = bound_of(request.statistic), []
     for name, rows in zip(names, sites, strict=True):
@@ -49,7 +53,7 @@ def total_of(request: SumRequest[Rows], names: Sequence[str], sites: Sequence[Ro
             numbers = request.contribution(rows)
             STATISTICS_FORMAT.check(numbers, bound, len(sites), statistic=request.statistic)
         except FewPatientsHere as error:
-            raise FewPatientsHere(f"{name}: {error.findings[0]}") from error
+            raise FewPatientsHere(error.reason, name) from error
         except ConfigError as error:
             raise SiteFault([f"{name}: {each}" for each in error.findings]) from error
         if numbers.shape != request.shape:

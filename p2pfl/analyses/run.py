@@ -93,8 +93,7 @@ def run_analysis(spec: AnalysisSpec, contract: Contract, sites: Sequence[Analysi
     try:
         result = lead(analysis, [site.name for site in sites], rows)
     except FewPatientsHere as error:
-        name, _, reason = error.findings[0].partition(": ")
-        raise _refused(name, (reason,)) from None
+        raise _refused(error.site, (error.reason,)) from None
     if isinstance(result, MetaResult):
         return replace(result, sites=_released(spec, contract, sites, rows))
     return result

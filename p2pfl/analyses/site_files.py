@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from p2pfl.analyses.policy import Policy
 from p2pfl.data.check import CheckedTable, accepted_table
@@ -13,7 +12,8 @@ from p2pfl.data.contract import Contract
 from p2pfl.data.csv_reading import read_csv
 from p2pfl.data.table_format import SiteTable
 from p2pfl.errors import ConfigError, DataError
-from p2pfl.yaml_files import check, load_yaml, shown, unknown_key
+from p2pfl.governance.names import NAME, RULE
+from p2pfl.yaml_files import check, load_yaml, shown, strange_keys, text_keys, unknown_key
 
 _KEYS = ["member", "table", "policy"]
 
@@ -41,8 +41,8 @@ def load_settings(path: Path | str) -> SiteSettings:
     raw, place = load_yaml(path, "table: {file: registry.csv}"), str(path)
     findings = [unknown_key(key, value, _KEYS) for key, value in raw.items() if key not in _KEYS]
     name = raw.get("member", Path(path).stem)
-    if not isinstance(name, str) or not name:
-        findings.append(f"member = {shown(name)}: expected a text")
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        findings.append(f"member = {shown(name)}: expected {RULE}")
     table, policy = None, Policy()
     if not isinstance(raw.get("table"), Mapping):
         findings.append("table: required, but missing" if "table" not in raw else f"table = {shown(raw['table'])}: expected a mapping")
@@ -54,8 +54,9 @@ def load_settings(path: Path | str) -> SiteSettings:
     if not isinstance(raw.get("policy", {}), Mapping):
         findings.append(f"policy = {shown(raw['policy'])}: expected a mapping, such as {{patients_per_cell: 5}}")
     else:
+        findings += strange_keys(raw.get("policy", {}), "policy")
         try:
-            policy = check(Policy, _policy(raw.get("policy", {})), place)
+            policy = check(Policy, text_keys(raw.get("policy", {})), place)
         except ConfigError as error:
             findings += [f"policy.{each}" for each in error.findings]
     if findings or table is None:
@@ -84,8 +85,3 @@ def load_sites(paths: Sequence[Path | str], contract: Contract) -> list[Analysis
     if findings:
         raise ConfigError(findings)
     return sites
-
-
-def _policy(raw: Mapping[Any, Any]) -> dict[str, Any]:
-    """The section with numbers where YAML has whole ones, as 1 for a floor of parameters."""
-    return {str(key): value for key, value in raw.items()}

@@ -23,6 +23,7 @@ Csv = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write t
 Page = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page with tables and pictures to a new file.")]
 Cell = Annotated[int | None, typer.Option("--patients-per-cell", help="Fewest patients in a cell.  [default: 5]")]
 Sum = Annotated[int | None, typer.Option("--patients-per-sum", help="Fewest patients in a sum.  [default: 10]")]
+Parameters = Annotated[float | None, typer.Option("--parameters-per-patient", help="Most coefficients for each.  [default: 0.33]")]
 Cells = Annotated[str | None, typer.Option("--cells", metavar="total|site", help="Where cells hold enough patients.  [default: total]")]
 Level = Annotated[float | None, typer.Option("--level", help="Level of confidence intervals.  [default: 0.95]")]
 Family = Annotated[str | None, typer.Option("--family", metavar="NAME", help="gaussian, binomial or poisson.")]
@@ -62,6 +63,7 @@ def glm(
     contract: ContractFile,
     patients_per_cell: Cell = None,
     patients_per_sum: Sum = None,
+    parameters_per_patient: Parameters = None,
     cells: Cells = None,
     level: Level = None,
     csv_file: Csv = None,
@@ -73,7 +75,8 @@ def glm(
     Example: p2pfl stats glm 'died ~ age + sex' --family binomial --contract contract.yaml site-a.yaml site-b.yaml site-c.yaml
     """
     asked = {"formula": formula, "family": family, "patients_per_cell": patients_per_cell, "patients_per_sum": patients_per_sum}
-    _answer({"kind": "glm", **asked, "cells": cells, "level": level}, contract, sites, csv_file, page, as_json=as_json)
+    more = {"parameters_per_patient": parameters_per_patient, "cells": cells, "level": level}
+    _answer({"kind": "glm", **asked, **more}, contract, sites, csv_file, page, as_json=as_json)
 
 
 @app.command()
@@ -88,6 +91,7 @@ def cox(
     ties: Annotated[str | None, typer.Option("--ties", metavar="NAME", help="efron or breslow.  [default: efron]")] = None,
     patients_per_cell: Cell = None,
     patients_per_sum: Sum = None,
+    parameters_per_patient: Parameters = None,
     cells: Cells = None,
     level: Level = None,
     csv_file: Csv = None,
@@ -99,7 +103,8 @@ def cox(
     Example: p2pfl stats cox 'Surv(days, event) ~ age + sex' --contract contract.yaml site-a.yaml site-b.yaml site-c.yaml
     """
     asked = {"formula": formula, "strata": strata, "grid": grid, "ends": _times(ends), "ties": ties, "level": level}
-    floors = {"patients_per_cell": patients_per_cell, "patients_per_sum": patients_per_sum, "cells": cells}
+    floors: dict[str, Any] = {"patients_per_cell": patients_per_cell, "patients_per_sum": patients_per_sum, "cells": cells}
+    floors["parameters_per_patient"] = parameters_per_patient
     _answer({"kind": "cox", **asked, **floors}, contract, sites, csv_file, page, as_json=as_json)
 
 
@@ -124,7 +129,7 @@ def km(
     Example: p2pfl stats km 'Surv(days, event) ~ treatment' --grid 30 --contract contract.yaml site-a.yaml site-b.yaml site-c.yaml
     """
     asked = {"formula": formula, "grid": grid, "ends": _times(ends), "level": level}
-    floors = {"patients_per_cell": patients_per_cell, "patients_per_sum": patients_per_sum, "cells": cells}
+    floors: dict[str, Any] = {"patients_per_cell": patients_per_cell, "patients_per_sum": patients_per_sum, "cells": cells}
     _answer({"kind": "km", **asked, **floors}, contract, sites, csv_file, page, as_json=as_json)
 
 
@@ -141,6 +146,7 @@ def compare(
     ends: Ends = None,
     patients_per_cell: Cell = None,
     patients_per_sum: Sum = None,
+    parameters_per_patient: Parameters = None,
     cells: Cells = None,
     csv_file: Csv = None,
     page: Page = None,
@@ -151,7 +157,8 @@ def compare(
     Example: p2pfl stats compare 'Surv(days, event) ~ treatment' --contract contract.yaml site-a.yaml site-b.yaml site-c.yaml
     """
     asked = {"formula": formula, "family": family, "coefficient": coefficient, "strata": strata, "grid": grid, "ends": _times(ends)}
-    floors = {"patients_per_cell": patients_per_cell, "patients_per_sum": patients_per_sum, "cells": cells}
+    floors: dict[str, Any] = {"patients_per_cell": patients_per_cell, "patients_per_sum": patients_per_sum, "cells": cells}
+    floors["parameters_per_patient"] = parameters_per_patient
     _answer({"kind": "compare", **asked, **floors}, contract, sites, csv_file, page, as_json=as_json)
 
 

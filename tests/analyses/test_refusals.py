@@ -7,7 +7,7 @@ from study_tables import category, changed, integer, made, write_study
 
 from commands import run_here
 from p2pfl.analyses.policy import RefusedByPolicy
-from p2pfl.analyses.site_files import load_sites
+from p2pfl.analyses.site_files import load_settings, load_sites
 from p2pfl.analyses.spec import AnalysisSpec
 from p2pfl.analyses.stats import run
 from p2pfl.data.contract import Contract
@@ -15,6 +15,7 @@ from p2pfl.errors import ConfigError
 from p2pfl.yaml_files import dump_yaml
 
 POLICY_KEYS = "patients_per_cell, patients_per_sum, parameters_per_patient, cells, analyses, may_release, variables"
+STRICT = {"patients_per_cell": 7, "cells": "site", "parameters_per_patient": 0.1}
 LOGISTIC = {"kind": "glm", "formula": "died ~ age + sex", "family": "binomial"}
 COX = {"kind": "cox", "formula": "Surv(days, died) ~ age + sex"}
 GROUPS = {"kind": "compare", "formula": "Surv(days, died) ~ sex"}
@@ -167,9 +168,9 @@ def test_cells_that_are_small_at_one_site_alone_are_kept_there_where_sites_hold_
 
 
 def test_an_analysis_may_be_stricter_than_the_policies(tmp_path):
-    contract, sites = write_study(tmp_path, made(), policy={"patients_per_cell": 7, "cells": "site", "variables": ["died", "age", "sex"]})
+    contract, sites = write_study(tmp_path, made(), policy={**STRICT, "variables": ["died", "age", "sex"]})
 
-    found = run({**LOGISTIC, "patients_per_cell": 7, "cells": "site"}, contract, sites)
+    found = run({**LOGISTIC, "patients_per_cell": 7, "cells": "site", "parameters_per_patient": 0.1}, contract, sites)
 
     assert found.params == pytest.approx(run(LOGISTIC, *write_study(tmp_path, made())).params, rel=1e-12)
 
@@ -305,3 +306,26 @@ def test_a_contract_with_several_rows_of_a_patient_is_counted_by_patient(tmp_pat
         run(LOGISTIC, contract, sites)
     with pytest.raises(ConfigError, match="km counts patients by their rows, and the contract has rows: several-per-patient"):
         run({"kind": "km", "formula": "Surv(days, died) ~ 1", "grid": 30}, contract, sites)
+
+
+@pytest.mark.parametrize(
+    ("content", "finding"),
+    [
+        ({"member": "a: b"}, "member = 'a: b': expected 1 to 64 of A-Z a-z 0-9"),
+        ({"member": 7}, "member = 7: expected 1 to 64 of A-Z a-z 0-9"),
+        ({"table": "registry.csv"}, "table = 'registry.csv': expected a mapping"),
+        ({"table": {"file": "x.csv", "query": "SELECT"}}, "table.query = 'SELECT': unknown key"),
+        ({"policy": 5}, "policy = 5: expected a mapping, such as {patients_per_cell: 5}"),
+        ({"policy": {5: 3}}, "policy: the key 5: expected a text"),
+        ({"policy": {"cells": "mine"}}, "policy.cells = 'mine': "),
+        ({"policy": {"may_release": ["rows"]}}, "policy.may_release.0 = 'rows': one of 'site_estimates'"),
+    ],
+)
+def test_a_fault_of_a_sites_file_names_its_key(content, finding, tmp_path):
+    (tmp_path / "site.yaml").write_text(dump_yaml({"table": {"file": "x.csv"}} | content))
+
+    with pytest.raises(ConfigError) as error:
+        load_settings(tmp_path / "site.yaml")
+
+    assert len(error.value.findings) == 1
+    assert error.value.findings[0].startswith(finding)
