@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import shlex
+from pathlib import Path
 
 import pytest
-from study_tables import category, changed, made, write_study
+from study_tables import category, changed, made, stays, write_study
 
 import p2pfl
 from commands import run_here
+from p2pfl.analyses.policy import Policy
+from p2pfl.yaml_files import check, parse_yaml
 
 LONG = "the_length_of_stay_in_intensive_care_after_surgery"
 
@@ -127,3 +132,20 @@ def test_a_sites_estimate_is_shown_where_its_policy_says_so_and_none_follows_fro
         fixed = sum(weight * value for weight, (_, value, _) in zip(weights, found.sites, strict=True)) / sum(weights)
         assert found.meta.fixed == pytest.approx(fixed, rel=1e-12)
         assert "site-4" in found.summary()
+
+
+def test_the_manual_shows_what_the_command_prints(tmp_path, monkeypatch, capfd):
+    page = (Path(__file__).parents[2] / "docs" / "statistics.md").read_text(encoding="utf-8")
+    command = next(line for line in page.splitlines() if line.startswith("p2pfl stats glm"))
+    printed = re.search(r"```text\n(los ~ .*?)```", page, re.DOTALL)[1]
+    write_study(tmp_path, stays())
+    monkeypatch.chdir(tmp_path)
+
+    assert run_here(*shlex.split(command)[1:], monkeypatch=monkeypatch, capfd=capfd) == (0, printed, "")
+
+
+def test_the_manual_shows_the_default_policy():
+    page = (Path(__file__).parents[2] / "docs" / "statistics.md").read_text(encoding="utf-8")
+    site = parse_yaml(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1], "docs")
+
+    assert check(Policy, site["policy"], "docs") == Policy()
