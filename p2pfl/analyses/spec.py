@@ -34,6 +34,7 @@ _KEYS_OF_KIND = {
     "grid": ("cox", "km", "compare"),
     "ends": ("cox", "km", "compare"),
     "variables": ("describe",),
+    "by": ("describe",),
     "formula": ("glm", "cox", "km", "compare"),
 }
 
@@ -48,6 +49,8 @@ class AnalysisSpec:
     """In R's notation: outcome ~ age + sex, or Surv(days, event) ~ treatment."""
     variables: tuple[str, ...] = ()
     """Variables to describe; none: all that are not ids."""
+    by: str | None = None
+    """Variable of groups that are described apart."""
     family: FamilyName | None = None
     """Family of a generalised linear model."""
     coefficient: str | None = None
@@ -87,7 +90,7 @@ class AnalysisSpec:
     def as_dict(self) -> dict[str, Any]:
         """All that is said, defaults of the kind written out."""
         content: dict[str, Any] = {"kind": self.kind}
-        for key in ("formula", "variables", "family", "coefficient", "ties", "strata", "grid", "ends"):
+        for key in ("formula", "variables", "by", "family", "coefficient", "ties", "strata", "grid", "ends"):
             value = getattr(self, key)
             if value not in (None, ()):
                 content[key] = list(value) if isinstance(value, tuple) else value
@@ -113,11 +116,13 @@ class AnalysisSpec:
 
     def described(self, contract: Contract) -> tuple[str, ...]:
         """Variables that are described, in the order given or in the contract's."""
-        return self.variables or tuple(name for name, each in contract.variables.items() if each.type != "id")
+        return self.variables or tuple(name for name, each in contract.variables.items() if each.type != "id" and name != self.by)
 
     def names_used(self, contract: Contract) -> tuple[str, ...]:
         """Variables of the contract that the analysis reads, each once."""
-        return self.described(contract) if self.kind == "describe" else self.parsed.columns
+        if self.kind == "describe":
+            return (*self.described(contract), *((self.by,) if self.by else ()))
+        return self.parsed.columns
 
     def time_cells(self, contract: Contract) -> Numbers:
         """Ends of the agreed cells of time, before any are merged."""
@@ -155,6 +160,12 @@ class AnalysisSpec:
                 yield f"variables: {name}: no variable of the contract; {nearest(name, list(known))}expected one of {', '.join(known)}"
             elif name in contract.variables and contract.variables[name].type == "id":
                 yield f"variables: {name} is of type id: each value is one patient"
+        if self.by in self.variables:
+            yield f"by = {shown(self.by)}: it is described as well; expected another variable, or leave it out of the variables"
+        if self.by is not None and self.by not in known:
+            yield f"by: {self.by}: no variable of the contract; {nearest(self.by, list(known))}expected one of {', '.join(known)}"
+        elif self.by is not None and group_labels(self.by, contract) is None:
+            yield f"by: {self.by} makes no groups: expected categories, or whole numbers with a range of at most {MOST_GROUPS} values"
 
     def faults_of_keys(self) -> Iterator[str]:
         """Find keys that the kind does not have, those that it lacks, and those that contradict each other."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from p2pfl.analyses.descriptions import grid_of
+from p2pfl.analyses.descriptions import Groups, grid_of, values_of
 from p2pfl.analyses.leading import STATISTICS_FORMAT, bound_of
 from p2pfl.analyses.rows import CrossTable, ModelColumns, groups_of
 from p2pfl.analyses.spec import AnalysisSpec
@@ -58,7 +58,7 @@ def planned_sums(spec: AnalysisSpec, contract: Contract, num_cells: int | None =
 def question_of(spec: AnalysisSpec) -> list[str]:
     """Canonical texts of what an analysis asks, without floors, intervals and other choices that change no sum."""
     if spec.kind == "describe":
-        return ["describe"]
+        return ["describe"]  # the statistics name the groups
     time = [] if spec.is_by_site or not is_survival(spec.parsed) else [f"grid {spec.grid!r} {list(spec.ends)!r}"]
     return [spec.kind, formula_text(spec.parsed), *([spec.family] if spec.family else []), *time]
 
@@ -108,12 +108,14 @@ def _of_models(spec: AnalysisSpec, contract: Contract, num_cells: int | None) ->
 
 
 def _of_descriptions(spec: AnalysisSpec, contract: Contract) -> Iterator[tuple[str, _Shape]]:
-    names = spec.described(contract)
-    yield "patients with a value", (len(names), 2)
+    names, groups = spec.described(contract), Groups.of(spec, contract)
+    num_groups = len(groups.labels)
+    yield groups.named(values_of(names)), (len(names), 2, num_groups)
     for name in names:
         labels = cell_labels(name, contract)
         if labels is not None:
-            yield f"counts of {name}", (len(labels) + 1,)
-        else:
-            yield f"{name}: number, mean and cells", (3 + len(grid_of(contract.variables[name])) - 1,)
-            yield f"{name}: squares around the mean", (1,)
+            yield f"counts of {groups.named(name)}", (len(labels) + 1, num_groups)
+            continue
+        for group in range(num_groups):
+            yield f"{groups.named(name, group)}: number, mean and cells", (3 + len(grid_of(contract.variables[name])) - 1,)
+            yield f"{groups.named(name, group)}: squares around the mean", (1,)

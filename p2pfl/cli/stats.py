@@ -38,6 +38,7 @@ def describe(
     *,
     contract: ContractFile,
     variables: Annotated[str, typer.Option("--variables", metavar="A,B,...", help="Variables to describe.  [default: all]")] = "",
+    by: Annotated[str | None, typer.Option("--by", metavar="NAME", help="Describe the groups of this variable apart.")] = None,
     patients_per_cell: Cell = None,
     patients_per_sum: Sum = None,
     cells: Cells = None,
@@ -50,7 +51,13 @@ def describe(
     Example: p2pfl stats describe --contract contract.yaml site-a.yaml site-b.yaml site-c.yaml
     """
     named = [name.strip() for name in variables.split(",") if name.strip()]
-    asked = {"variables": named or None, "patients_per_cell": patients_per_cell, "patients_per_sum": patients_per_sum, "cells": cells}
+    asked = {
+        "variables": named or None,
+        "by": by,
+        "patients_per_cell": patients_per_cell,
+        "patients_per_sum": patients_per_sum,
+        "cells": cells,
+    }
     _answer({"kind": "describe", **asked}, contract, sites, csv_file, page, as_json=as_json)
 
 

@@ -129,7 +129,7 @@ def _variables(content: dict[str, Any]) -> list[str]:
     if numbers:
         heads = ["", "unit", "patients", "missing", "mean", "SD", "5 %", "25 %", "50 %", "75 %", "95 %"]
         cells: list[list[Cell]] = [
-            [each["name"], each["unit"] or "", _count(each["values"]), _count(each["missing"]), *(_number(each[key], 4) for key in keys)]
+            [_named(each), each["unit"] or "", _count(each["values"]), _count(each["missing"]), *(_number(each[key], 4) for key in keys)]
             for each in numbers
         ]
         found += ["<h2>Numbers and dates</h2>", table(heads, cells, about="Variables with numbers")]
@@ -137,8 +137,12 @@ def _variables(content: dict[str, Any]) -> list[str]:
         if "counts" in each:
             rows = [[label, _count(number)] for label, number in each["counts"].items()]
             rows.append(["missing", _count(each["missing"])])
-            found += [f"<h2>{escaped(each['name'])}</h2>", table(["", "patients"], rows, about=f"Patients by {each['name']}")]
+            found += [f"<h2>{escaped(_named(each))}</h2>", table(["", "patients"], rows, about=f"Patients by {_named(each)}")]
     return [*found, note("A dash stands for a number that is not shown, as few patients could be told apart.")]
+
+
+def _named(each: dict[str, Any]) -> str:
+    return f"{each['name']}, {each['group']}" if "group" in each else str(each["name"])
 
 
 def _forest_row(name: str, each: dict[str, Any], *, is_total: bool = False) -> ForestRow:

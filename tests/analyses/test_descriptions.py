@@ -83,3 +83,46 @@ def test_whole_numbers_have_quantiles_near_their_own(tmp_path):
     assert [found["visits"][f"q{100 * each:g}"] for each in (0.05, 0.5, 0.95)] == pytest.approx(
         np.quantile(visits, [0.05, 0.5, 0.95]), abs=1
     )
+
+
+def test_groups_are_described_apart_and_categories_as_a_cross_table(tmp_path):
+    study = changed(made(600), dose=lambda row, place: "" if place % 20 == 0 else row["dose"])
+    contract, sites = write_study(tmp_path, study)
+    found = [each.as_dict() for each in stats.describe(["dose", "stage"], by="sex", contract=contract, sites=sites).variables]
+
+    for each in found:
+        own = [row for row in study[2] if row["sex"] == each["group"]]
+        if each["name"] == "stage":
+            assert each["counts"] == {label: sum(row["stage"] == label for row in own) for label in ("one", "two", "three")}
+            continue
+        doses = np.array([float(row["dose"]) for row in own if row["dose"]])
+        assert (each["values"], each["missing"]) == (len(doses), len(own) - len(doses))
+        assert (each["mean"], each["sd"]) == pytest.approx((doses.mean(), doses.std(ddof=1)), rel=1e-12)
+    assert [(each["name"], each["group"]) for each in found] == [
+        ("dose", "female"), ("dose", "male"), ("stage", "female"), ("stage", "male"),
+    ]  # fmt: skip
+
+
+def test_a_small_cell_of_a_cross_table_is_hidden_in_its_row_and_its_column(tmp_path):
+    study = changed(made(), stage=lambda row, place: "three" if place % 60 == 0 or row["sex"] == "male" else ("one", "two")[place % 2])
+    contract, sites = write_study(tmp_path, study)
+    result = stats.describe(["stage"], by="sex", contract=contract, sites=sites)
+    found = {each.group: each.counts for each in result.variables}
+    true = {sex: {label: sum((row["sex"], row["stage"]) == (sex, label) for row in study[2]) for label in found[sex]} for sex in found}
+
+    small = [(sex, label) for sex in true for label, number in true[sex].items() if 0 < number < 5]
+    assert small
+    for sex, label in small:
+        assert found[sex][label] is None
+        assert list(found[sex].values()).count(None) >= 2
+        assert [found[other][label] for other in found] == [None, None]
+
+
+def test_a_group_of_few_patients_is_not_described(tmp_path):
+    study = changed(made(), sex=lambda row, place: "male" if place < 8 else "female")
+    contract, sites = write_study(tmp_path, study)
+    found = stats.describe(["age", "died"], by="sex", contract=contract, sites=sites)
+
+    assert [each.description is None for each in found.variables if each.name == "age"] == [False, True]
+    assert [set(each.counts.values()) for each in found.variables if each.name == "died"][1] == {None}
+    assert "age, male" in found.summary()

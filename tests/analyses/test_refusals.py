@@ -242,6 +242,10 @@ def agreed(tmp_path_factory):
             "variables: agee: no variable of the contract; did you mean age? expected one of patient, age, dose, sex, stage, died, visits",
             "variables: code is of type id: each value is one patient",
         ]),
+        ({"kind": "describe", "by": "age"},
+         ["by: age makes no groups: expected categories, or whole numbers with a range of at most 20 values"]),
+        ({"kind": "describe", "variables": ["sex"], "by": "sex"}, ["by = 'sex': it is described as well"]),
+        ({"kind": "glm", "formula": "died ~ age", "family": "binomial", "by": "sex"}, ["by = 'sex': glm has none; it belongs to describe"]),
         ({"kind": "describe", "patients_per_cell": 0, "level": 1, "cells": "mine", "where": "age > 40"}, [
             "patients_per_cell = 0: must be >= 1",
             "cells = 'mine': one of 'total' or 'site'",

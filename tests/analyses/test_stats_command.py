@@ -38,6 +38,7 @@ def asked(files, monkeypatch, capfd):
 
 QUESTIONS = {
     "describe": ["describe"],
+    "describe groups": ["describe", "--by", "stage"],
     "linear": ["glm", "dose ~ age + stage", "--family", "gaussian"],
     "logistic": ["glm", f"died ~ age + dose + stage + {LONG}", "--family", "binomial", "--level", "0.9"],
     "cox": ["cox", f"Surv(days, died) ~ age + {LONG}", "--ties", "breslow"],

@@ -24,6 +24,7 @@ from p2pfl.statistics.sums import SumRequest
 
 ANALYSES = {
     "describe": {"kind": "describe"},
+    "describe groups": {"kind": "describe", "by": "sex"},
     "linear": {"kind": "glm", "formula": "dose ~ age + sex", "family": "gaussian"},
     "logistic": {"kind": "glm", "formula": "died ~ age + sex", "family": "binomial"},
     "without categories": {"kind": "glm", "formula": "visits ~ age + dose", "family": "poisson"},
