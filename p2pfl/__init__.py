@@ -20,9 +20,10 @@ _HOME = {
     "Site": "p2pfl.tasks",
     "Topology": "p2pfl.topology",
     "Layout": "p2pfl.params",
+    "stats": "p2pfl.analyses",
 }
 
-__all__ = ["Layout", "Metric", "Run", "Site", "Task", "Topology", "__version__", "load", "simulate", "sweep", "task", "up"]
+__all__ = ["Layout", "Metric", "Run", "Site", "Task", "Topology", "__version__", "load", "simulate", "stats", "sweep", "task", "up"]
 
 
 def __getattr__(name: str) -> Any:

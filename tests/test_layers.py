@@ -20,7 +20,7 @@ ROWS = [
     {"topology", "statistics"},
     {"runs", "governance", "algorithms", "paces", "privacy", "compiled"},
     {"data"},
-    {"tasks"},
+    {"tasks", "analyses"},
     {"training"},
     {"experiment"},
     {"evaluation", "wire", "transports", "faults"},

@@ -35,20 +35,20 @@ class ExaminedTable:
         return self.table is not None and self.cohort_fault is None
 
 
-def examine_site_table(section: SiteSection, contract: Path | None = None) -> ExaminedTable:
+def examine_site_table(section: SiteSection, contract: Contract | Path | None = None) -> ExaminedTable:
     """Read a site's table, hold it against the contract, and look for its frozen rows.
 
     Args:
         section: what the site's file says.
-        contract: the contract's file; None: the one that the section names.
+        contract: the contract or its file; None: the one that the section names.
 
     Raises:
         ConfigError: contract or table cannot be read; every finding, without a value of a patient.
     """
-    file = contract or section.contract
-    if file is None:
+    given = contract or section.contract
+    if given is None:
         raise ConfigError("contract: required, but missing: the file of the data contract, or say --contract FILE", section.place)
-    agreed = Contract.load(file)
+    agreed = given if isinstance(given, Contract) else Contract.load(given)
     raw = read_site_table(section.table, agreed, section.folder, section.place)
     report, table = check_table(raw, agreed, section.table)
     cohort, fault = None, None
@@ -60,7 +60,7 @@ def examine_site_table(section: SiteSection, contract: Path | None = None) -> Ex
     return ExaminedTable(section=section, contract=agreed, raw=raw, report=report, table=table, cohort=cohort, cohort_fault=fault)
 
 
-def site_rows(section: SiteSection, contract: Path | None = None) -> tuple[Contract, CheckedTable]:
+def site_rows(section: SiteSection, contract: Contract | Path | None = None) -> tuple[Contract, CheckedTable]:
     """Give the rows that a site computes with: all of an accepted table, or the frozen ones where it has frozen some.
 
     Raises:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
+from p2pfl.analyses.policy import Policy
 from p2pfl.data.site_section import section_table
 from p2pfl.data.table_format import SiteTable
 from p2pfl.errors import ConfigError
@@ -93,6 +94,9 @@ class SiteFile:
 
     cohort: Path | None = None
     """The file of the frozen rows; None: cohort.json beside the state folder."""
+
+    policy: Policy = field(default_factory=Policy)
+    """Floors that no analysis of the table may go below, and what the site answers at all."""
 
     allow_tasks: tuple[Annotated[str, AfterValidator(checked_task_name)], ...] = ()
     """Tasks that may run here beside the built-in ones, as distribution:entry or module:function; a study can only ask."""
@@ -231,8 +235,13 @@ def _beside(folder: Path, path: Path) -> Path:
 def _checked(raw: dict[str, Any], place: str) -> SiteFile:
     """Check the keys of a site's file, those of its table among them, with all faults at once."""
     table, faults = section_table(raw["table"]) if raw.get("table") is not None else (None, [])
+    policy = Policy()
     try:
-        site = check(SiteFile, {**raw, "table": table}, place)
+        policy = Policy.from_mapping(raw.get("policy", {}), place)
+    except ConfigError as error:
+        faults = [*faults, *error.findings]
+    try:
+        site = check(SiteFile, {**raw, "table": table, "policy": policy}, place)
     except ConfigError as error:
         raise ConfigError([*error.findings, *faults], place) from error
     if faults:

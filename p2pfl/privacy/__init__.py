@@ -6,9 +6,10 @@ Shapes: C rows, B examples in a batch, P parameters.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from torch import Tensor
+if TYPE_CHECKING:  # sums in fixed point do without torch
+    from torch import Tensor
 
 
 class Mechanism(Protocol):

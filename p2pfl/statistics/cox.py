@@ -111,6 +111,8 @@ def partial_likelihood(sums: RiskSums, ties: Ties) -> tuple[float, Numbers, Numb
     log_likelihood, score = float(sums.eta_T.sum()), sums.columns_TP.sum(axis=0)
     information = np.zeros((len(score), len(score)))
     for cell in used:
+        if not sums.at_risk[0][cell] > 0:  # all weights are too small for a number: the events are separated
+            return np.nan, np.full_like(score, np.nan), np.full_like(information, np.nan)
         num_tied = round(float(sums.num_events_T[cell]))
         for k in range(num_tied):
             less = k / num_tied if ties == "efron" else 0.0  # the part of the tied events that has left
@@ -165,7 +167,7 @@ class CoxFit:
 
 
 def fit_cox(
-    names: Sequence[str], *, ties: Ties = "efron", ends_T: Numbers | None = None
+    names: Sequence[str], *, ties: Ties = "efron", ends_T: Numbers | None = None, units_P: Numbers | None = None
 ) -> Generator[SumRequest[CoxRows], Numbers, CoxFit]:
     """Fit a Cox model; lead it to its result with `analyse`, or by secure sums.
 
@@ -173,13 +175,14 @@ def fit_cox(
         names: of the columns, P; no intercept.
         ties: what is made of events in one cell.
         ends_T: ends of the grid's cells, for one baseline for all; None: each site has its own baseline, on exact times.
+        units_P: of the columns, for `agree_on_scale`.
 
     Raises:
         ConfigError: no event, columns that depend on each other, events that are separated, or a time outside of the grid.
     """
     if INTERCEPT in names:
         raise ConfigError("a Cox model has no intercept: the baseline hazard holds it")
-    scale = yield from agree_on_scale(names, lambda rows: rows.columns_MP, may_centre=True)
+    scale = yield from agree_on_scale(names, lambda rows: rows.columns_MP, may_centre=True, units_P=units_P)
     (num_events,) = yield SumRequest(statistic="events", shape=(1,), contribution=lambda rows: np.array([float(rows.events_M.sum())]))
     if num_events < 1:
         raise ConfigError("no site has an event: there is nothing to fit")

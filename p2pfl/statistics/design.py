@@ -9,7 +9,7 @@ from itertools import product
 import numpy as np
 
 from p2pfl.errors import ConfigError
-from p2pfl.statistics.formula import FUNCTIONS, Formula, Variable
+from p2pfl.statistics.formula import FUNCTIONS, Formula, Term, Variable
 from p2pfl.statistics.scale import INTERCEPT
 from p2pfl.statistics.sums import Numbers
 
@@ -23,6 +23,8 @@ class DesignColumns:
     names: tuple[str, ...]
     columns_MP: Numbers
     offsets_M: Numbers
+    terms: tuple[Term, ...] = ()
+    """Term of the formula that each column is of."""
 
 
 def design(formula: Formula, table: Mapping[str, Numbers | Sequence[str]], levels: Mapping[str, Sequence[str]]) -> DesignColumns:
@@ -42,17 +44,20 @@ def design(formula: Formula, table: Mapping[str, Numbers | Sequence[str]], level
     num_rows = len(table[formula.outcome[0]])
     names: list[str] = []
     columns: list[Numbers] = []
+    terms: list[Term] = []
     known = {frozenset(term) for term in formula.terms}
     for term in formula.terms:
         coded = [_coded(each, table, levels, is_whole=frozenset(term) - {each} not in known) for each in term]
         for choice in product(*coded):
             names.append(":".join(name for name, _ in choice) or INTERCEPT)
+            terms.append(term)
             columns.append(np.prod([np.ones(num_rows), *(values for _, values in choice)], axis=0))
     offsets = [_numbers(each, table, levels) for each in formula.offsets]
     return DesignColumns(
         names=tuple(names),
         columns_MP=np.stack(columns, axis=-1) if columns else np.zeros((num_rows, 0)),
         offsets_M=np.sum([np.zeros(num_rows), *offsets], axis=0),
+        terms=tuple(terms),
     )
 
 

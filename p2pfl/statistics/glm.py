@@ -80,17 +80,18 @@ class GLMFit:
         return self.family == "gaussian"
 
 
-def fit_glm(names: Sequence[str], family: Family) -> Generator[SumRequest[DesignRows], Numbers, GLMFit]:
+def fit_glm(names: Sequence[str], family: Family, *, units_P: Numbers | None = None) -> Generator[SumRequest[DesignRows], Numbers, GLMFit]:
     """Fit a generalised linear model; lead it to its result with `analyse`, or by secure sums.
 
     Args:
         names: of the design's columns, P; one called INTERCEPT is all ones.
         family: of the outcome.
+        units_P: of the columns, for `agree_on_scale`.
 
     Raises:
         ConfigError: too few rows for so many columns, columns that depend on each other, an outcome that is separated or not of the family.
     """
-    scale = yield from agree_on_scale(names, lambda rows: rows.columns_MP)
+    scale = yield from agree_on_scale(names, lambda rows: rows.columns_MP, units_P=units_P)
     dof = scale.num_rows - len(names)
     if len(names) >= MOST_PARAMETERS_PER_ROW * scale.num_rows:
         raise ConfigError(f"{len(names)} coefficients from {scale.num_rows} rows: fewer than {MOST_PARAMETERS_PER_ROW:g} a row are needed")

@@ -41,7 +41,7 @@ class Scale:
 
 
 def agree_on_scale(
-    names: Sequence[str], columns_of: Callable[[Rows], Numbers], *, may_centre: bool = False
+    names: Sequence[str], columns_of: Callable[[Rows], Numbers], *, may_centre: bool = False, units_P: Numbers | None = None
 ) -> Generator[SumRequest[Rows], Numbers, Scale]:
     """Agree on centres and spreads: means first and squares around them second, so that no digits cancel.
 
@@ -49,15 +49,18 @@ def agree_on_scale(
         names: of the columns, P.
         columns_of: a site's columns, (M, P).
         may_centre: whether columns are centred also without an intercept, because a shift changes nothing.
+        units_P: powers of two near the largest magnitudes, by which columns are divided in the sums, so that those fit a number format;
+            None: 1 everywhere. They change no digit of a floating-point sum.
 
     Raises:
         ConfigError: no site has a row, or a column that an intercept or a shift makes useless is the same in all rows.
     """
     num_columns, is_centred = len(names), may_centre or INTERCEPT in names
+    units = np.ones(num_columns) if units_P is None else units_P
 
     def sums(rows: Rows) -> Numbers:
         columns_MP = columns_of(rows)
-        return np.array([len(columns_MP), *columns_MP.sum(axis=0)])
+        return np.array([len(columns_MP), *(columns_MP / units).sum(axis=0)])
 
     num_rows, *totals = yield SumRequest(statistic="rows and means", shape=(1 + num_columns,), contribution=sums)
     if num_rows < 1:
@@ -65,13 +68,14 @@ def agree_on_scale(
     means_P = np.array(totals) / num_rows
 
     def squares(rows: Rows) -> Numbers:
-        return np.asarray(((columns_of(rows) - means_P) ** 2).sum(axis=0))
+        return np.asarray(((columns_of(rows) / units - means_P) ** 2).sum(axis=0))
 
     spreads_P = np.sqrt((yield SumRequest(statistic="squares around the means", shape=(num_columns,), contribution=squares)) / num_rows)
     is_constant_P = spreads_P <= np.finfo(np.float64).eps * np.abs(means_P) * math.sqrt(num_rows)
     constant = [name for name, is_constant in zip(names, is_constant_P, strict=True) if is_constant and name != INTERCEPT]
     if constant and is_centred:
         raise ConfigError(f"{', '.join(constant)} is the same in all rows and tells nothing: leave it out")
+    means_P, spreads_P = means_P * units, spreads_P * units
     spreads_P[is_constant_P] = 1.0
     is_shifted = [is_centred and name != INTERCEPT for name in names]
     return Scale(num_rows=round(num_rows), centres_P=np.where(is_shifted, means_P, 0.0), spreads_P=spreads_P, is_centred=is_centred)

@@ -1,0 +1,265 @@
+"""Regression tables of generalised linear and Cox models over all sites, and the comparison of the sites' own models.
+
+Arrays of results are (P,) in the order of their names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from p2pfl.analyses.floors import Counts, at_sites, check_cross_table, count_patients, counted
+from p2pfl.analyses.rows import CrossTable, ModelColumns, SiteRows
+from p2pfl.analyses.spec import AnalysisSpec
+from p2pfl.analyses.text_tables import figure, p_value, text_table, wrapped
+from p2pfl.analyses.time_cells import count_cells
+from p2pfl.data.contract import Contract
+from p2pfl.errors import ConfigError
+from p2pfl.statistics.cox import CoxFit, CoxRows, fit_cox
+from p2pfl.statistics.families import FAMILIES
+from p2pfl.statistics.glm import DesignRows, GLMFit, fit_glm
+from p2pfl.statistics.meta import Estimate, MetaAnalysis, meta_analysis
+from p2pfl.statistics.sums import Numbers, SumRequest, analyse
+from p2pfl.statistics.survival import SurvivalRows
+
+_RATIOS = {"binomial": "odds ratio", "poisson": "rate ratio", "cox": "hazard ratio"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelResult:
+    """A fitted model over all sites, equal to the one of the pooled rows."""
+
+    spec: AnalysisSpec
+    counts: Counts
+    fit: GLMFit | CoxFit
+    ends_T: Numbers | None = None
+    """Ends of the cells of time, where a Cox model has one baseline for all."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the coefficients in their order."""
+        return self.fit.names
+
+    @property
+    def params(self) -> Numbers:
+        """Estimated coefficients of the model, (P,)."""
+        return self.fit.params
+
+    @property
+    def bse(self) -> Numbers:
+        """Standard errors of the coefficients, (P,)."""
+        return self.fit.bse
+
+    @property
+    def pvalues(self) -> Numbers:
+        """Two-sided p-values of Wald's test, (P,)."""
+        return self.fit.pvalues
+
+    def conf_int(self, level: float | None = None) -> Numbers:
+        """Wald's confidence intervals, (P, 2); None: of the level that the analysis says."""
+        return self.fit.conf_int(self.spec.level if level is None else level)
+
+    def records(self) -> list[dict[str, Any]]:
+        """One row for each coefficient, for CSV and JSON."""
+        ratio = _RATIOS.get(self.fit.family if isinstance(self.fit, GLMFit) else "cox")
+        found = []
+        columns = (self.names, self.params, self.bse, self.params / self.bse, self.pvalues, self.conf_int())
+        for name, value, error, statistic, pvalue, (low, high) in zip(*columns, strict=True):
+            row = {"name": name, "estimate": value, "se": error, "statistic": statistic, "p": pvalue, "low": low, "high": high}
+            if ratio is not None:
+                row |= {ratio.replace(" ", "_"): np.exp(value), "ratio_low": np.exp(low), "ratio_high": np.exp(high)}
+            found.append({key: each if isinstance(each, str) else float(each) for key, each in row.items()})
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        fit = self.fit
+        facts: dict[str, Any] = {"log_likelihood": fit.log_likelihood, "iterations": fit.iterations}
+        if isinstance(fit, GLMFit):
+            facts |= {"deviance": fit.deviance, "df_resid": fit.df_resid, "dispersion": fit.dispersion, "aic": fit.aic}
+        else:
+            facts |= {"events": fit.num_events, "ties": fit.ties, "null_log_likelihood": fit.null_log_likelihood}
+            facts |= {"ends": None if self.ends_T is None else self.ends_T.tolist()}
+            facts |= {"tests": {name: {"statistic": each[0], "p": each[1]} for name, each in fit.tests().items()}}
+        return {"analysis": self.spec.as_dict(), **self.counts.as_dict(), **facts, "coefficients": self.records()}
+
+    def summary(self) -> str:
+        """Table for people, at most 80 columns wide."""
+        fit, level = self.fit, f"{100 * self.spec.level:g} %"
+        is_t = isinstance(fit, GLMFit) and fit.family == "gaussian"
+        records = self.records()
+        rows = [
+            (each["name"], figure(each["estimate"]), figure(each["se"], 4), figure(each["statistic"], 4), p_value(each["p"]),
+             figure(each["low"]), figure(each["high"]))
+            for each in records
+        ]  # fmt: skip
+        lines = [*wrapped(self._title()), *wrapped(counted(self.counts, self.spec)), ""]
+        lines += text_table(("", "estimate", "SE", "t" if is_t else "z", "p", f"{level} from", "to"), rows)
+        if (ratio := _RATIOS.get(fit.family if isinstance(fit, GLMFit) else "cox")) is not None:
+            key = ratio.replace(" ", "_")
+            ratios = [(r["name"], figure(r[key]), figure(r["ratio_low"]), figure(r["ratio_high"])) for r in records if r["name"][0] != "("]
+            lines += ["", *text_table(("", ratio, f"{level} from", "to"), ratios)] if ratios else []
+        return "\n".join([*lines, "", *(line for fact in self._facts() for line in wrapped(fact))])
+
+    def _title(self) -> str:
+        if isinstance(self.fit, GLMFit):
+            return f"{self.spec.formula}, family {self.fit.family}"
+        base = "a baseline for each site" if self.ends_T is None else f"one baseline, {len(self.ends_T)} cells of time"
+        return f"{self.spec.formula}, Cox model, {base}, ties by {self.fit.ties.capitalize()}"
+
+    def _facts(self) -> list[str]:
+        fit = self.fit
+        if isinstance(fit, GLMFit):
+            spread = f", residual variance {figure(fit.dispersion)}" if fit.family == "gaussian" else ""
+            return [
+                f"deviance {figure(fit.deviance, 8)} on {fit.df_resid:,} degrees of freedom{spread}",
+                f"log-likelihood {figure(fit.log_likelihood, 8)}, AIC {figure(fit.aic, 8)}, {fit.iterations} iterations",
+            ]
+        tests = "; ".join(f"{name} {figure(each[0], 4)}, p {p_value(each[1])}" for name, each in fit.tests().items())
+        return [
+            f"{fit.num_events:,} events, log-likelihood {figure(fit.log_likelihood, 8)}, {fit.iterations} iterations",
+            f"tests: {tests}",
+        ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MetaResult:
+    """One coefficient of the sites' own models, combined without showing a site's estimate."""
+
+    spec: AnalysisSpec
+    counts: Counts
+    meta: MetaAnalysis
+    sites: tuple[tuple[str, float, float], ...] = ()
+    """Name, estimate and standard error of each site that lets it be shown, if the others' do not follow from these."""
+
+    def records(self) -> list[dict[str, Any]]:
+        """The fixed and the random effect, for CSV and JSON."""
+        found = self.meta
+        return [
+            {"effect": "fixed", "estimate": found.fixed, "se": found.fixed_bse},
+            {"effect": "random", "estimate": found.random, "se": found.random_bse},
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        found = self.meta
+        facts = {"estimates": found.num_estimates, "q": found.q, "q_p": found.q_pvalue, "i_squared": found.i_squared}
+        return {
+            "analysis": self.spec.as_dict(),
+            **self.counts.as_dict(),
+            **facts,
+            "tau_squared": found.tau_squared,
+            "effects": self.records(),
+            "sites": [{"name": name, "estimate": value, "se": error} for name, value, error in self.sites],
+        }
+
+    def summary(self) -> str:
+        """Table for people, at most 80 columns wide."""
+        found = self.meta
+        rows = [(f"{each['effect']} effect", figure(each["estimate"]), figure(each["se"], 4)) for each in self.records()]
+        rows += [(f"  {name}", figure(value), figure(error, 4)) for name, value, error in self.sites]
+        title = f"{self.spec.coefficient} of {self.spec.formula}, family {self.spec.family}: meta-analysis of {found.num_estimates} sites"
+        lines = [*wrapped(title), *wrapped(counted(self.counts, self.spec)), "", *text_table(("", "estimate", "SE"), rows), ""]
+        q = f"differences between sites: Q {figure(found.q)}, p {p_value(found.q_pvalue)}, I² {100 * found.i_squared:.1f} %"
+        return "\n".join([*lines, *wrapped(f"{q}, tau² {figure(found.tau_squared)} (DerSimonian and Laird)")])
+
+
+def glm(spec: AnalysisSpec, contract: Contract) -> Generator[SumRequest[SiteRows[DesignRows]], Numbers, ModelResult]:
+    """Fit a generalised linear model to the rows of all sites; ConfigError where a floor or the model does not hold."""
+    model = ModelColumns.of(spec, contract)
+    patients = yield from count_patients(spec, len(model.names))
+    yield from check_cross_table(spec, contract)
+    categorical = CrossTable.of(spec, contract).names
+    is_all_categorical = all(name in categorical for name in spec.parsed.columns)
+    most = np.inf if is_all_categorical else spec.parameters_per_patient * patients.num_patients * len(model.names)
+    family = FAMILIES[spec.family or ""]
+    fit = yield from at_sites(fit_glm(model.names, family, units_P=model.units_P), _part_of_design, most)
+    return ModelResult(spec=spec, counts=patients, fit=_unscaled(fit, model.outcome_unit))
+
+
+def cox(spec: AnalysisSpec, contract: Contract) -> Generator[SumRequest[SiteRows[CoxRows]], Numbers, ModelResult]:
+    """Fit a Cox model to the rows of all sites; ConfigError where a floor or the model does not hold."""
+    model = ModelColumns.of(spec, contract)
+    patients = yield from count_patients(spec, len(model.names))
+    yield from check_cross_table(spec, contract)
+    ends_T = None
+    if not spec.is_by_site:
+        table = yield from count_cells(spec, contract, _one_group, 1)
+        ends_T = table.ends_T
+    analysis = fit_cox(model.names, ties=spec.ties or "efron", ends_T=ends_T, units_P=model.units_P)
+    fit = yield from at_sites(analysis, _part_of_cox)
+    return ModelResult(spec=spec, counts=patients, fit=fit, ends_T=ends_T)
+
+
+def compare_coefficient(spec: AnalysisSpec, contract: Contract) -> Generator[SumRequest[SiteRows[DesignRows]], Numbers, MetaResult]:
+    """Compare one coefficient of the models that the sites fit to their own rows; ConfigError where a floor does not hold."""
+    model = ModelColumns.of(spec, contract)
+    if spec.coefficient not in model.names:
+        raise ConfigError(f"coefficient = {spec.coefficient!r}: expected one of {', '.join(model.names)}")
+    patients = yield from count_patients(spec, len(model.names))
+    yield from check_cross_table(spec, contract)
+
+    found = yield from at_sites(meta_analysis(), lambda site: _own_estimate(spec, model, site))
+    scale = model.outcome_unit / model.units_P[model.names.index(spec.coefficient)]
+    meta = replace(
+        found,
+        fixed=found.fixed * scale,
+        fixed_bse=found.fixed_bse * scale,
+        tau_squared=found.tau_squared * scale**2,
+        random=found.random * scale,
+        random_bse=found.random_bse * scale,
+    )
+    return MetaResult(spec=spec, counts=patients, meta=meta)
+
+
+def site_estimate(spec: AnalysisSpec, contract: Contract, rows: SiteRows[DesignRows]) -> tuple[float, float] | None:
+    """A site's own estimate of the compared coefficient with its standard error; None: its rows allow none."""
+    model = ModelColumns.of(spec, contract)
+    found = _own_estimate(spec, model, rows)
+    scale = model.outcome_unit / float(model.units_P[model.names.index(spec.coefficient or "")])
+    return None if found is None else (found.value * scale, found.variance**0.5 * scale)
+
+
+def _own_estimate(spec: AnalysisSpec, model: ModelColumns, site: SiteRows[DesignRows]) -> Estimate | None:
+    """A site's estimate in units near 1, so that its weight fits the number format of sums."""
+    if site.num_patients < spec.patients_per_sum:
+        return None
+    try:
+        fit = analyse(fit_glm(model.names, FAMILIES[spec.family or ""]), [site.part])
+    except ConfigError:
+        return None  # too few rows here, or a column that is the same in all of them
+    place = model.names.index(spec.coefficient or "")
+    unit = float(model.units_P[place])
+    return Estimate(value=float(fit.params[place]) * unit, variance=float(fit.bse[place] * unit) ** 2)
+
+
+def _unscaled(fit: GLMFit, unit: float) -> GLMFit:
+    """The fit of outcomes in their own unit, from that of outcomes divided by a power of two."""
+    if unit == 1.0:
+        return fit
+    log_likelihood = fit.log_likelihood - fit.num_rows * float(np.log(unit))
+    return replace(
+        fit,
+        params=fit.params * unit,
+        covariance_PP=fit.covariance_PP * unit**2,
+        deviance=fit.deviance * unit**2,
+        dispersion=fit.dispersion * unit**2,
+        log_likelihood=log_likelihood,
+        aic=fit.aic - 2 * (log_likelihood - fit.log_likelihood),
+    )
+
+
+def _part_of_design(site: SiteRows[DesignRows]) -> DesignRows:
+    return site.part
+
+
+def _part_of_cox(site: SiteRows[CoxRows]) -> CoxRows:
+    return site.part
+
+
+def _one_group(site: SiteRows[CoxRows]) -> SurvivalRows:
+    times_M = site.part.times_M
+    return SurvivalRows(times_M=times_M, events_M=site.part.events_M, groups_M=np.zeros(len(times_M), dtype=np.int64))

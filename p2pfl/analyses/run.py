@@ -1,0 +1,116 @@
+"""An analysis from its spec to its result, over sites whose tables are all on this machine: simulated sites."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+from p2pfl.analyses.curves import compare_groups, km
+from p2pfl.analyses.descriptions import describe_variables
+from p2pfl.analyses.leading import FewPatientsHere, lead
+from p2pfl.analyses.models import MetaResult, compare_coefficient, cox, glm, site_estimate
+from p2pfl.analyses.policy import RefusedByPolicy
+from p2pfl.analyses.rows import cox_rows, design_rows, survival_rows
+from p2pfl.analyses.site_files import AnalysisSite
+from p2pfl.analyses.spec import AnalysisSpec
+from p2pfl.analyses.variables import is_survival
+from p2pfl.data.check import CheckedTable
+from p2pfl.data.contract import Contract
+from p2pfl.errors import ConfigError
+from p2pfl.statistics.sums import Numbers, SumRequest
+
+log = logging.getLogger(__name__)
+
+FEWEST_HIDDEN = 3
+"""Sites whose estimates stay hidden where others' are shown: of two, each knows the other's from the combined one."""
+
+
+class Result(Protocol):
+    """Result of any analysis, for people and for machines."""
+
+    spec: AnalysisSpec
+
+    def summary(self) -> str:
+        """Tables for people, at most 80 columns wide."""
+        ...
+
+    def records(self) -> list[dict[str, Any]]:
+        """Rows for a CSV file, all with the same keys."""
+        ...
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        ...
+
+
+Conversation = Generator[SumRequest[Any], Numbers, Any]
+
+
+def conversation(spec: AnalysisSpec, contract: Contract) -> tuple[Conversation, Callable[[CheckedTable], Any]]:
+    """Sums that an analysis asks for, and the function that makes a site's rows for them. It has passed `AnalysisSpec.check`."""
+    match spec.kind:
+        case "describe":
+            return describe_variables(spec, contract), lambda table: table
+        case "glm":
+            return glm(spec, contract), lambda table: design_rows(spec, contract, table)
+        case "cox":
+            return cox(spec, contract), lambda table: cox_rows(spec, contract, table)
+        case "km":
+            return km(spec, contract), lambda table: survival_rows(spec, contract, table)
+        case "compare" if is_survival(spec.parsed):
+            return compare_groups(spec, contract), lambda table: survival_rows(spec, contract, table)
+        case _:
+            return compare_coefficient(spec, contract), lambda table: design_rows(spec, contract, table)
+
+
+def run_analysis(spec: AnalysisSpec, contract: Contract, sites: Sequence[AnalysisSite]) -> Any:
+    """Run an analysis over simulated sites; its result equals that of the pooled rows.
+
+    Returns:
+        A `Result`.
+
+    Raises:
+        ConfigError: the analysis does not fit the contract, a site cannot contribute, or the floors or the model do not hold.
+        RefusedByPolicy: a site refuses; its reasons are in the log alone.
+    """
+    spec.check(contract)
+    if not sites:
+        raise ConfigError("no site is given: expected at least one site's file")
+    for site in sites:
+        if reasons := tuple(site.policy.refusals(spec, contract)):
+            raise _refused(site.name, reasons)
+    analysis, rows_of = conversation(spec, contract)
+    rows, findings = [], []
+    for site in sites:
+        try:
+            rows.append(rows_of(site.table))
+        except ConfigError as error:
+            findings += [f"{site.name}: {each}" for each in error.findings]
+    if findings:
+        raise ConfigError(findings)
+    try:
+        result = lead(analysis, [site.name for site in sites], rows)
+    except FewPatientsHere as error:
+        raise _refused(error.site, (error.reason,)) from None
+    if isinstance(result, MetaResult):
+        return replace(result, sites=_released(spec, contract, sites, rows))
+    return result
+
+
+def _released(
+    spec: AnalysisSpec, contract: Contract, sites: Sequence[AnalysisSite], rows: Sequence[Any]
+) -> tuple[tuple[str, float, float], ...]:
+    """Estimates of single sites that may be shown; none where those of few others would follow from the combined one."""
+    estimates = [(site, site_estimate(spec, contract, own)) for site, own in zip(sites, rows, strict=True)]
+    found = [(site, estimate) for site, estimate in estimates if estimate is not None]
+    shown = [(site.name, *estimate) for site, estimate in found if "site_estimates" in site.policy.may_release]
+    num_hidden = len(found) - len(shown)
+    return tuple(shown) if num_hidden == 0 or num_hidden >= FEWEST_HIDDEN else ()
+
+
+def _refused(name: str, reasons: tuple[str, ...]) -> RefusedByPolicy:
+    for reason in reasons:
+        log.warning("%s refuses: %s", name, reason)
+    return RefusedByPolicy(name, reasons)

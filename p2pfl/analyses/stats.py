@@ -1,0 +1,71 @@
+"""Statistics over sites from Python: `p2pfl.stats.glm(...)` and the others, each with the result of the pooled rows.
+
+Each function takes the contract and the sites as paths of their files, or as objects that are loaded already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from p2pfl.analyses.curves import CurvesResult, LogRankResult
+from p2pfl.analyses.descriptions import DescriptionResult
+from p2pfl.analyses.models import MetaResult, ModelResult
+from p2pfl.analyses.run import run_analysis
+from p2pfl.analyses.site_files import AnalysisSite, load_sites
+from p2pfl.analyses.spec import AnalysisSpec, FamilyName
+from p2pfl.data.contract import Contract
+
+__all__ = ["compare", "cox", "describe", "glm", "km", "run"]
+
+Sites = Sequence[Path | str | AnalysisSite]
+
+
+def run(analysis: dict[str, Any] | AnalysisSpec, contract: Contract | Path | str, sites: Sites) -> Any:
+    """Run an analysis over simulated sites.
+
+    Args:
+        analysis: keys of an `AnalysisSpec`, as {"kind": "glm", "formula": "died ~ age", "family": "binomial"}.
+        contract: the agreed table, or its file.
+        sites: their files, or sites with their tables.
+
+    Raises:
+        ConfigError: as `run_analysis`, and where a file is wrong.
+    """
+    spec = analysis if isinstance(analysis, AnalysisSpec) else AnalysisSpec.from_mapping(analysis)
+    agreed = contract if isinstance(contract, Contract) else Contract.load(contract)
+    spec.check(agreed)
+    files = [each for each in sites if not isinstance(each, AnalysisSite)]
+    loaded = iter(load_sites(files, agreed))
+    return run_analysis(spec, agreed, [each if isinstance(each, AnalysisSite) else next(loaded) for each in sites])
+
+
+def describe(variables: Sequence[str] = (), *, contract: Contract | Path | str, sites: Sites, **floors: Any) -> DescriptionResult:
+    """Describe variables; none named: all of the contract that are not ids. *floors* are other keys of an `AnalysisSpec`."""
+    found: DescriptionResult = run({"kind": "describe", "variables": list(variables), **floors}, contract, sites)
+    return found
+
+
+def glm(formula: str, *, family: FamilyName, contract: Contract | Path | str, sites: Sites, **floors: Any) -> ModelResult:
+    """Fit a generalised linear model. *floors* are other keys of an `AnalysisSpec`."""
+    found: ModelResult = run({"kind": "glm", "formula": formula, "family": family, **floors}, contract, sites)
+    return found
+
+
+def cox(formula: str, *, contract: Contract | Path | str, sites: Sites, **options: Any) -> ModelResult:
+    """Fit a Cox model, stratified by site, or on an agreed grid. *options* are other keys of an `AnalysisSpec`."""
+    found: ModelResult = run({"kind": "cox", "formula": formula, **options}, contract, sites)
+    return found
+
+
+def km(formula: str, *, contract: Contract | Path | str, sites: Sites, **options: Any) -> CurvesResult:
+    """Estimate survival curves on an agreed grid. *options* are other keys of an `AnalysisSpec`, such as grid=30."""
+    found: CurvesResult = run({"kind": "km", "formula": formula, **options}, contract, sites)
+    return found
+
+
+def compare(formula: str, *, contract: Contract | Path | str, sites: Sites, **options: Any) -> LogRankResult | MetaResult:
+    """Compare survival of groups, or a coefficient between sites. *options* are other keys of an `AnalysisSpec`."""
+    found: LogRankResult | MetaResult = run({"kind": "compare", "formula": formula, **options}, contract, sites)
+    return found

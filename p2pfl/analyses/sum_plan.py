@@ -1,0 +1,121 @@
+"""The sums that an analysis may ask for, from its spec and the contract alone: what nodes agree on before the first one.
+
+A conversation asks for these sums in this order, and may end early or leave some out: an iteration that is not needed, a variable of which
+too few patients have a value. Where cells of time are merged on totals, the sums after that follow from the number of merged cells.
+
+Shapes: P columns, T cells of time, G groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from p2pfl.analyses.descriptions import Groups, grid_of, values_of
+from p2pfl.analyses.leading import STATISTICS_FORMAT, bound_of
+from p2pfl.analyses.rows import CrossTable, ModelColumns, groups_of
+from p2pfl.analyses.spec import AnalysisSpec
+from p2pfl.analyses.variables import cell_labels, is_survival
+from p2pfl.data.contract import Contract
+from p2pfl.governance.encoding import canonical
+from p2pfl.privacy.fixed_point import FixedPoint
+from p2pfl.statistics.formula import Formula
+from p2pfl.statistics.newton import MOST_ITERATIONS
+
+_Shape = tuple[int, ...]
+_META_SUMS = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SumPlan:
+    """One sum of a plan, with the fields that a secure sum's terms need."""
+
+    statistic: str
+    """Function and variables, as canonical text: the same question has the same text in every study."""
+    shape: tuple[int, ...]
+    number_format: FixedPoint
+    bound: float
+    """No number of a site exceeds it in magnitude."""
+
+
+def planned_sums(spec: AnalysisSpec, contract: Contract, num_cells: int | None = None) -> tuple[SumPlan, ...]:
+    """Sums that an analysis may ask for, in their order.
+
+    Args:
+        spec: checked against the contract.
+        contract: of all sites.
+        num_cells: of time after merging, for a Cox model with one baseline; None: the sums up to there alone.
+    """
+    question = question_of(spec)
+    return tuple(
+        SumPlan(
+            statistic=canonical([*question, statistic]).decode(), shape=shape, number_format=STATISTICS_FORMAT, bound=bound_of(statistic)
+        )
+        for statistic, shape in _sums(spec, contract, num_cells)
+    )
+
+
+def question_of(spec: AnalysisSpec) -> list[str]:
+    """Canonical texts of what an analysis asks, without floors, intervals and other choices that change no sum."""
+    if spec.kind == "describe":
+        return ["describe"]  # the statistics name the groups
+    time = [] if spec.is_by_site or not is_survival(spec.parsed) else [f"grid {spec.grid!r} {list(spec.ends)!r}"]
+    return [spec.kind, formula_text(spec.parsed), *([spec.family] if spec.family else []), *time]
+
+
+def formula_text(formula: Formula) -> str:
+    """A formula in one form, however it was written."""
+    right = [":".join(map(str, term)) or "1" for term in formula.terms] + [f"offset({each})" for each in formula.offsets]
+    left = formula.outcome[0] if not is_survival(formula) else f"Surv({', '.join(formula.outcome)})"
+    return f"{left} ~ {' + '.join(right)}"
+
+
+def _sums(spec: AnalysisSpec, contract: Contract, num_cells: int | None) -> Iterator[tuple[str, _Shape]]:
+    if spec.kind == "describe":
+        yield from _of_descriptions(spec, contract)
+        return
+    yield "patients and rows", (3,)
+    is_gridded = is_survival(spec.parsed) and not spec.is_by_site
+    if (table := CrossTable.of(spec, contract)).names and (spec.kind in ("glm", "cox") or not is_gridded) and spec.kind != "km":
+        yield f"cross table of {', '.join(table.names)}", (table.num_cells,)
+    if is_gridded:
+        num_groups = 1 if spec.kind == "cox" else len(groups_of(spec, contract)[1])
+        yield "counts by cell of time", (2, len(spec.time_cells(contract)), num_groups)
+    if spec.kind in ("glm", "cox"):
+        yield from _of_models(spec, contract, num_cells)
+    elif spec.kind == "compare" and not is_survival(spec.parsed):
+        yield from [("weighted estimates", (5,))] * _META_SUMS
+    elif spec.kind == "compare" and not is_gridded:
+        num_groups = len(groups_of(spec, contract)[1])
+        yield "observed and expected events", (2 + num_groups, num_groups)
+
+
+def _of_models(spec: AnalysisSpec, contract: Contract, num_cells: int | None) -> Iterator[tuple[str, _Shape]]:
+    size = len(ModelColumns.of(spec, contract).names)
+    triangle = size * (size + 1) // 2
+    if spec.kind == "cox" and not spec.is_by_site and num_cells is None:
+        return
+    yield "rows and means", (1 + size,)
+    yield "squares around the means", (size,)
+    if spec.kind == "glm":
+        yield "missing rows and saturated log-likelihood", (3,)
+        iteration, numbers = "information, score and deviance", triangle + size + 1
+    else:
+        yield "events", (1,)
+        iteration = "partial likelihood"
+        numbers = 1 + size + triangle if num_cells is None else num_cells * (2 + size + 2 * (1 + size + triangle))
+    yield from ((f"{iteration}, iteration {number}", (numbers,)) for number in range(MOST_ITERATIONS + 2))
+
+
+def _of_descriptions(spec: AnalysisSpec, contract: Contract) -> Iterator[tuple[str, _Shape]]:
+    names, groups = spec.described(contract), Groups.of(spec, contract)
+    num_groups = len(groups.labels)
+    yield groups.named(values_of(names)), (len(names), 2, num_groups)
+    for name in names:
+        labels = cell_labels(name, contract)
+        if labels is not None:
+            yield f"counts of {groups.named(name)}", (len(labels) + 1, num_groups)
+            continue
+        for group in range(num_groups):
+            yield f"{groups.named(name, group)}: number, mean and cells", (3 + len(grid_of(contract.variables[name])) - 1,)
+            yield f"{groups.named(name, group)}: squares around the mean", (1,)

@@ -1,0 +1,57 @@
+"""Agreed cells of time, merged on totals until each hides enough patients of every group.
+
+Shapes: T cells, G groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import Any, TypeVar
+
+import numpy as np
+
+from p2pfl.analyses.floors import is_small
+from p2pfl.analyses.leading import FewPatientsHere
+from p2pfl.analyses.rows import SiteRows
+from p2pfl.analyses.spec import AnalysisSpec
+from p2pfl.data.contract import Contract
+from p2pfl.statistics.sums import Numbers, SumRequest
+from p2pfl.statistics.survival import LifeTable, SurvivalRows, counts, life_table, merged_ends
+
+Part = TypeVar("Part")
+
+
+def count_cells(
+    spec: AnalysisSpec, contract: Contract, part: Callable[[SiteRows[Part]], SurvivalRows], num_groups: int
+) -> Generator[SumRequest[Any], Numbers, LifeTable]:
+    """Count events and censored patients of all sites in the agreed cells of time, and merge these forward until the floor of a cell holds.
+
+    Raises:
+        ConfigError: a group has too few patients for any cell.
+    """
+    ends_T = spec.time_cells(contract)
+
+    def own(site: SiteRows[Part]) -> Numbers:
+        found = counts(part(site), ends_T, num_groups)
+        if spec.cells == "site":
+            at_risk = life_table(ends_T, found).at_risk
+            if any(is_small(each, spec.patients_per_cell) for each in (found, at_risk)):
+                raise FewPatientsHere(
+                    f"policy.patients_per_cell: a cell of time has fewer than {spec.patients_per_cell} patients of this site: "
+                    "agree on other ends"
+                )
+        return found
+
+    total = yield SumRequest(statistic="counts by cell of time", shape=(2, len(ends_T), num_groups), contribution=own)
+    table = life_table(ends_T, total)
+    return merged(table, merged_ends(table, spec.patients_per_cell))
+
+
+def merged(table: LifeTable, ends: Numbers) -> LifeTable:
+    """Count the patients in wider cells, which end at some of the table's ends, the last among them."""
+    firsts = np.concatenate([[0], np.searchsorted(table.ends_T, ends[:-1], side="right")])
+    return LifeTable(
+        ends_T=ends,
+        events_TG=np.add.reduceat(table.events_TG, firsts, axis=0),
+        censored_TG=np.add.reduceat(table.censored_TG, firsts, axis=0),
+    )

@@ -1,0 +1,224 @@
+"""``p2pfl stats``: statistics over simulated sites, equal to those of the pooled rows."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from p2pfl.cli.options import Json
+
+app = typer.Typer(no_args_is_help=True, help="Describe, fit and compare over simulated sites, as if their rows were pooled.")
+
+Formula = Annotated[str, typer.Argument(metavar="FORMULA", help="In R's notation, such as 'died ~ age + sex'.")]
+Survival = Annotated[str, typer.Argument(metavar="FORMULA", help="Such as 'Surv(days, event) ~ treatment'.")]
+Sites = Annotated[list[Path], typer.Argument(metavar="SITE...", help="Each site's file, with its section `table`.")]
+ContractFile = Annotated[Path, typer.Option("--contract", metavar="FILE", help="The data contract, contract.yaml.")]
+Csv = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write the result's rows to a new CSV file.")]
+Page = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page with tables and pictures to a new file.")]
+Cell = Annotated[int | None, typer.Option("--patients-per-cell", help="Fewest patients in a cell.  [default: 5]")]
+Sum = Annotated[int | None, typer.Option("--patients-per-sum", help="Fewest patients in a sum.  [default: 10]")]
+Parameters = Annotated[float | None, typer.Option("--parameters-per-patient", help="Most coefficients for each.  [default: 0.33]")]
+Cells = Annotated[str | None, typer.Option("--cells", metavar="total|site", help="Where cells hold enough patients.  [default: total]")]
+Level = Annotated[float | None, typer.Option("--level", help="Level of confidence intervals.  [default: 0.95]")]
+Family = Annotated[str | None, typer.Option("--family", metavar="NAME", help="gaussian, binomial or poisson.")]
+Grid = Annotated[float | None, typer.Option("--grid", metavar="WIDTH", help="Width of a cell of time, in the contract's unit.")]
+Ends = Annotated[str | None, typer.Option("--ends", metavar="T1,T2,...", help="Ends of the cells of time, instead of a width.")]
+Strata = Annotated[str | None, typer.Option("--strata", metavar="site|none", help="site: a baseline each.  [default: site without a grid]")]
+
+
+@app.command()
+def describe(
+    sites: Sites,
+    *,
+    contract: ContractFile,
+    variables: Annotated[str, typer.Option("--variables", metavar="A,B,...", help="Variables to describe.  [default: all]")] = "",
+    by: Annotated[str | None, typer.Option("--by", metavar="NAME", help="Describe the groups of this variable apart.")] = None,
+    patients_per_cell: Cell = None,
+    patients_per_sum: Sum = None,
+    cells: Cells = None,
+    csv_file: Csv = None,
+    page: Page = None,
+    as_json: Json = False,
+) -> None:
+    """Describe variables: patients, missing values, mean, spread, quantiles and categories. No number is a few patients.
+
+    Example: p2pfl stats describe --contract contract.yaml site-a.yaml site-b.yaml site-c.yaml
+    """
+    named = [name.strip() for name in variables.split(",") if name.strip()]
+    asked = {
+        "variables": named or None,
+        "by": by,
+        "patients_per_cell": patients_per_cell,
+        "patients_per_sum": patients_per_sum,
+        "cells": cells,
+    }
+    _answer({"kind": "describe", **asked}, contract, sites, csv_file, page, as_json=as_json)
+
+
+@app.command()
+def glm(
+    formula: Formula,
+    sites: Sites,
+    *,
+    family: Family = None,
+    contract: ContractFile,
+    patients_per_cell: Cell = None,
+    patients_per_sum: Sum = None,
+    parameters_per_patient: Parameters = None,
+    cells: Cells = None,
+    level: Level = None,
+    csv_file: Csv = None,
+    page: Page = None,
+    as_json: Json = False,
+) -> None:
+    """Fit a linear, logistic or Poisson regression to the rows of all sites.
+
+    Example: p2pfl stats glm 'died ~ age + sex' --family binomial --contract contract.yaml site-a.yaml site-b.yaml site-c.yaml
+    """
+    asked = {"formula": formula, "family": family, "patients_per_cell": patients_per_cell, "patients_per_sum": patients_per_sum}
+    more = {"parameters_per_patient": parameters_per_patient, "cells": cells, "level": level}
+    _answer({"kind": "glm", **asked, **more}, contract, sites, csv_file, page, as_json=as_json)
+
+
+@app.command()
+def cox(
+    formula: Survival,
+    sites: Sites,
+    *,
+    contract: ContractFile,
+    strata: Strata = None,
+    grid: Grid = None,
+    ends: Ends = None,
+    ties: Annotated[str | None, typer.Option("--ties", metavar="NAME", help="efron or breslow.  [default: efron]")] = None,
+    patients_per_cell: Cell = None,
+    patients_per_sum: Sum = None,
+    parameters_per_patient: Parameters = None,
+    cells: Cells = None,
+    level: Level = None,
+    csv_file: Csv = None,
+    page: Page = None,
+    as_json: Json = False,
+) -> None:
+    """Fit a Cox model: with a baseline for each site on exact times, or with one baseline for all on a grid.
+
+    Example: p2pfl stats cox 'Surv(days, event) ~ age + sex' --contract contract.yaml site-a.yaml site-b.yaml site-c.yaml
+    """
+    asked = {"formula": formula, "strata": strata, "grid": grid, "ends": _times(ends), "ties": ties, "level": level}
+    floors: dict[str, Any] = {"patients_per_cell": patients_per_cell, "patients_per_sum": patients_per_sum, "cells": cells}
+    floors["parameters_per_patient"] = parameters_per_patient
+    _answer({"kind": "cox", **asked, **floors}, contract, sites, csv_file, page, as_json=as_json)
+
+
+@app.command()
+def km(
+    formula: Survival,
+    sites: Sites,
+    *,
+    contract: ContractFile,
+    grid: Grid = None,
+    ends: Ends = None,
+    patients_per_cell: Cell = None,
+    patients_per_sum: Sum = None,
+    cells: Cells = None,
+    level: Level = None,
+    csv_file: Csv = None,
+    page: Page = None,
+    as_json: Json = False,
+) -> None:
+    """Estimate survival curves by Kaplan and Meier on an agreed grid, for groups or for all.
+
+    Example: p2pfl stats km 'Surv(days, event) ~ treatment' --grid 30 --contract contract.yaml site-a.yaml site-b.yaml site-c.yaml
+    """
+    asked = {"formula": formula, "grid": grid, "ends": _times(ends), "level": level}
+    floors: dict[str, Any] = {"patients_per_cell": patients_per_cell, "patients_per_sum": patients_per_sum, "cells": cells}
+    _answer({"kind": "km", **asked, **floors}, contract, sites, csv_file, page, as_json=as_json)
+
+
+@app.command()
+def compare(
+    formula: Formula,
+    sites: Sites,
+    *,
+    contract: ContractFile,
+    family: Family = None,
+    coefficient: Annotated[str | None, typer.Option("--coefficient", metavar="NAME", help="Coefficient to compare between sites.")] = None,
+    strata: Strata = None,
+    grid: Grid = None,
+    ends: Ends = None,
+    patients_per_cell: Cell = None,
+    patients_per_sum: Sum = None,
+    parameters_per_patient: Parameters = None,
+    cells: Cells = None,
+    csv_file: Csv = None,
+    page: Page = None,
+    as_json: Json = False,
+) -> None:
+    """Compare the survival of groups by a log-rank test, or a coefficient between the sites' own models by a meta-analysis.
+
+    Example: p2pfl stats compare 'Surv(days, event) ~ treatment' --contract contract.yaml site-a.yaml site-b.yaml site-c.yaml
+    """
+    asked = {"formula": formula, "family": family, "coefficient": coefficient, "strata": strata, "grid": grid, "ends": _times(ends)}
+    floors: dict[str, Any] = {"patients_per_cell": patients_per_cell, "patients_per_sum": patients_per_sum, "cells": cells}
+    floors["parameters_per_patient"] = parameters_per_patient
+    _answer({"kind": "compare", **asked, **floors}, contract, sites, csv_file, page, as_json=as_json)
+
+
+def _answer(asked: dict[str, Any], contract: Path, sites: list[Path], csv_file: Path | None, page: Path | None, *, as_json: bool) -> None:
+    """Run what is asked and print the result; a file is written only when there is one."""
+    from p2pfl.analyses.run import Result
+    from p2pfl.analyses.spec import AnalysisSpec
+    from p2pfl.analyses.stats import run
+    from p2pfl.cli.terminal import open_console
+    from p2pfl.errors import ConfigError
+    from p2pfl.inspector.statistics_page import statistics_page
+
+    for option, file in (("--csv", csv_file), ("--html", page)):
+        if file is not None and file.exists():
+            raise ConfigError(f"{option} = '{file}': it exists already; expected a new file")
+    spec = AnalysisSpec.from_mapping({key: value for key, value in asked.items() if value is not None}, f"stats {asked['kind']}")
+    found: Result = run(spec, contract, sites)
+    if csv_file is not None:
+        _write(csv_file, _as_csv(found.records()))
+    if page is not None:
+        _write(page, statistics_page(found.as_dict()))
+    if as_json:
+        sys.stdout.write(json.dumps(found.as_dict(), indent=2) + "\n")
+        return
+    open_console(markup=False, highlight=False).print(found.summary(), soft_wrap=True)
+
+
+def _as_csv(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a new file."""
+    from p2pfl.errors import store_error
+
+    try:
+        with path.open("x", encoding="utf-8", newline="") as file:
+            file.write(text)
+    except OSError as error:
+        raise store_error(path, error) from error
+
+
+def _times(text: str | None) -> list[float] | None:
+    """Ends of cells of time as an option has them."""
+    from p2pfl.errors import ConfigError
+
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--ends = {text!r}: expected numbers with commas between them, such as 90,210,300") from error
