@@ -61,7 +61,7 @@ class Mixing:
     """Figures of one round's mixing, of this rank's rows unless they say otherwise."""
 
     columns: tuple[Tensor, ...]
-    """Of the models sent, (M,) each: squares of their distances and of their norms, moves, deviations; none where none were sent."""
+    """Squares of the sent models' distances and of their norms, their moves, their deviations, (M,) each; empty where none were sent."""
     bytes_N: NDArray[np.int64]
     """Bytes that each node has sent."""
     phase: int | None
