@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from p2pfl.compiled.loader import load_loops, why_no_loops
 from p2pfl.tasks import Rows
-from p2pfl.training.backends.batched import Batched
+from p2pfl.training.backends.gradients import Batched
 from p2pfl.training.backends.layers import RELU, SIGMOID, TANH, Layer, Linear, Pointwise, Reshape
 from p2pfl.training.backends.tracing import ARITHMETIC
 
