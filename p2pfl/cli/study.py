@@ -269,8 +269,7 @@ def _table_of(study: Study, place: Path, allow_tasks: Collection[str]) -> tuple[
 
     from p2pfl.errors import TaskError
     from p2pfl.experiment.loading import recorded_experiment
-    from p2pfl.experiment.plan import load_sites
-    from p2pfl.experiment.rules import build_algorithm, resolve_recipe
+    from p2pfl.experiment.plan import build_algorithm, load_sites, resolve_recipe
     from p2pfl.training import build_model
 
     experiment = recorded_experiment(study.experiment, str(place))

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from p2pfl.algorithms import AGGREGATORS, ALGORITHMS, COMPRESSORS, Requirement
-from p2pfl.errors import ConfigError, ConflictError
+from p2pfl.algorithms import AGGREGATORS, ALGORITHMS, COMPRESSORS, Algorithm, Requirement
+from p2pfl.errors import UNSAFE_OR_BREAK, ConfigError
 from p2pfl.experiment.requirements import NEEDS_ALL
-from p2pfl.experiment.rules import algorithm_options, build_aggregator, build_algorithm, build_mechanism
-from p2pfl.experiment.spec import AlgorithmSpec, ClockSpec, Experiment
+from p2pfl.experiment.spec import AlgorithmSpec, ClockSpec, Experiment, algorithm_options
 from p2pfl.paces import PACES
 from p2pfl.privacy import MECHANISMS
 from p2pfl.tasks import PARTITIONS, TASKS
 from p2pfl.topology import SCHEDULES, TOPOLOGIES, WEIGHTS, option_faults, schedule_faults
-from p2pfl.yaml_files import nearest, shown, strange_keys, text_keys, unknown_key, unknown_name
+from p2pfl.yaml_files import check, nearest, shown, strange_keys, text_keys, unknown_key, unknown_name
 
 _NEEDS_ROUNDS: frozenset[Requirement] = frozenset({"synchronous", "reliable", "complete"})
 """Requirements that nodes which do not wait for each other cannot meet."""
 
 _FROM_EXPERIMENT = ("nodes", "partition", "seed")
 """Arguments of a task that stand among the experiment's own keys."""
+
+_RUN_NAME = re.compile(r"[^\s./\\\x00-\x1f\x7f]([^/\\\x00-\x1f\x7f]{0,98}[^\s/\\\x00-\x1f\x7f])?")
 
 _ALGORITHM_KEYS = [f.name for f in fields(AlgorithmSpec) if f.name != "options"]
 
@@ -47,16 +49,11 @@ def faults_and_conflicts(raw: Mapping[str, Any], experiment: Experiment) -> tupl
     faults, conflicts = _faults_of_names(raw), []
     try:
         if experiment.aggregator.name in AGGREGATORS:
-            build_aggregator(experiment)
+            check(AGGREGATORS[experiment.aggregator.name], experiment.aggregator.options, "aggregator")
         if experiment.privacy is not None and experiment.privacy.name in MECHANISMS:
-            build_mechanism(experiment)
+            check(MECHANISMS[experiment.privacy.name], experiment.privacy.options, "privacy")
         if experiment.algorithm.name in ALGORITHMS and experiment.compressor.name in COMPRESSORS:
-            requires = build_algorithm(experiment).requires
-            conflicts += _conflicts_of_pace(experiment, requires)
-            if "complete" in requires and experiment.topology.name != "complete":
-                conflicts.append(f"topology.name = {experiment.topology.name!r}: algorithm {experiment.algorithm.name} needs complete")
-    except ConflictError as error:
-        conflicts += error.findings
+            conflicts += _conflicts_of_algorithm(experiment)
     except ConfigError as error:
         faults += [f"{error.place}.{finding}" for finding in error.findings]
     return faults, conflicts + _conflicts_of_keys(experiment)
@@ -72,7 +69,7 @@ def _faults_of_names(raw: Mapping[str, Any]) -> list[str]:
         "compressor": list(COMPRESSORS),
         "partition": list(PARTITIONS),
     } | ({"privacy": list(MECHANISMS)} if MECHANISMS else {})
-    found = strange_keys(raw)
+    found = [*strange_keys(raw), *_faults_of_run_name(raw.get("name")), *_faults_of_pace(raw.get("pace"))]
     for key in (*allowed, "optimizer", "stop"):
         value = raw.get(key)
         if isinstance(value, dict):
@@ -81,6 +78,23 @@ def _faults_of_names(raw: Mapping[str, Any]) -> list[str]:
     if isinstance(weights, str) and weights not in WEIGHTS:
         found.append(unknown_name("weights", weights, list(WEIGHTS)))
     return found
+
+
+def _faults_of_run_name(name: object) -> list[str]:
+    """The fault of a run's name that cannot be the name of its folder."""
+    if not isinstance(name, str) or (_RUN_NAME.fullmatch(name) and not UNSAFE_OR_BREAK.search(name)):
+        return []
+    expected = "1 to 100 characters without / and \\ and control characters, not starting with '.', no space at an end"
+    return [f"name = {shown(name)}: it names the run's folder: expected {expected}"]
+
+
+def _faults_of_pace(pace: object) -> list[str]:
+    """The fault of a pace that nothing is registered under."""
+    name = pace.get("name") if isinstance(pace, Mapping) else None
+    if not isinstance(name, str) or name in PACES:
+        return []
+    *others, last = map(repr, PACES)
+    return [f"pace.name = {shown(name)}: one of {', '.join(others)} or {last}"]
 
 
 def _faults_of_section(key: str, value: Mapping[str, Any], names: list[str] | None) -> list[str]:
@@ -157,6 +171,22 @@ def _conflicts_of_keys(experiment: Experiment) -> list[str]:
         found.append(
             f"optimizer.momentum = {experiment.optimizer.momentum}: {experiment.optimizer.name} has none; only sgd and rmsprop take it"
         )
+    return found
+
+
+def _conflicts_of_algorithm(experiment: Experiment) -> list[str]:
+    """Conflicts of the algorithm with the compressor, the pace or the topology; ConfigError where an option of it cannot have its value."""
+    rule, compressor = experiment.algorithm, experiment.compressor
+    make_algorithm: Any = ALGORITHMS[rule.name]
+    make_compressor: Any = COMPRESSORS[compressor.name]
+    algorithm: Algorithm = check(make_algorithm, rule.options, "algorithm")
+    compressed = algorithm.with_compressor(check(make_compressor, compressor.options, "compressor"))
+    if compressed is None and compressor.name != "none":
+        return [f"compressor.name = {compressor.name!r}: algorithm {rule.name} takes no compressor; choco does"]
+    requires = (compressed or algorithm).requires
+    found = _conflicts_of_pace(experiment, requires) if experiment.pace.name in PACES else []
+    if "complete" in requires and experiment.topology.name != "complete":
+        found.append(f"topology.name = {experiment.topology.name!r}: algorithm {rule.name} needs complete")
     return found
 
 

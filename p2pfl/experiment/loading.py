@@ -9,8 +9,7 @@ from typing import Any
 from p2pfl.algorithms import ALGORITHMS
 from p2pfl.errors import ConfigError, ConflictError, some
 from p2pfl.experiment.findings import faults_and_conflicts, faults_of_types
-from p2pfl.experiment.rules import algorithm_options
-from p2pfl.experiment.spec import AlgorithmSpec, Experiment
+from p2pfl.experiment.spec import AlgorithmSpec, Experiment, algorithm_options
 from p2pfl.governance.study import Study
 from p2pfl.privacy import MECHANISMS
 from p2pfl.topology import base_spec

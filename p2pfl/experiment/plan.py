@@ -12,19 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from p2pfl.algorithms import Guard
+from p2pfl.algorithms import AGGREGATORS, ALGORITHMS, COMPRESSORS, Algorithm, Guard, PartlyShared
 from p2pfl.algorithms.stopping import StopRule, TimeVaryingBound
 from p2pfl.errors import ConfigError, ConflictError, TaskError
 from p2pfl.experiment.graph import agreeing_on, build_schedule, extremes_for_bounds, record_of, stop_rule
 from p2pfl.experiment.requirements import unmet_requirements
-from p2pfl.experiment.rules import build_algorithm, resolve_recipe
 from p2pfl.experiment.spec import Experiment
 from p2pfl.params import Layout, digest_of
+from p2pfl.privacy import MECHANISMS
 from p2pfl.runs.rows import BoundRule
 from p2pfl.tasks import Site, SitesByName, SiteTable, Task, find_task, hold_out_everywhere, make_task, partition
 from p2pfl.topology import Schedule, Topology
 from p2pfl.training import Population, Recipe, build_model, dry_run
 from p2pfl.training.backends.gradients import Gradients
+from p2pfl.training.dry_run import why_no_compiled_steps
+from p2pfl.yaml_files import check
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -222,6 +224,51 @@ def make_plan(
         bound_rule=bounds,
         samples=counts if experiment.weighting == "samples" else None,
     )
+
+
+def build_algorithm(experiment: Experiment) -> Algorithm:
+    """Build the algorithm that an experiment names, with the compressor that it takes."""
+    make_algorithm: Any = ALGORITHMS[experiment.algorithm.name]
+    make_compressor: Any = COMPRESSORS[experiment.compressor.name]
+    algorithm: Algorithm = check(make_algorithm, experiment.algorithm.options, "algorithm")
+    return algorithm.with_compressor(check(make_compressor, experiment.compressor.options, "compressor")) or algorithm
+
+
+def resolve_recipe(
+    experiment: Experiment, algorithm: Algorithm, task: Task, model: nn.Module, gradients: Gradients | None = None
+) -> tuple[Experiment, Recipe, Layout]:
+    """Make the recipe and the layout, and write on or off into an experiment that says `compiled: auto`.
+
+    What earlier versions resolved stays as it is. Rows that are not here cannot qualify.
+
+    Raises:
+        ConfigError: `compiled: on` asks for what this model, these rows or this machine cannot have; or `personal` names no parameter
+            that trains, or all of them.
+    """
+    try:
+        layout = Layout.of(model, personal=experiment.personal, with_values=True)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    private = experiment.privacy
+    recipe = Recipe(
+        algorithm=PartlyShared(algorithm, layout) if layout.personal else algorithm,
+        optimizer=experiment.optimizer,
+        batch_size=experiment.algorithm.batch_size,
+        repeats_rows=experiment.schema == 1,
+        rounds=experiment.rounds,
+        local_steps=experiment.algorithm.local_steps,
+        seed=experiment.seed,
+        aggregator=check(AGGREGATORS[experiment.aggregator.name], experiment.aggregator.options, "aggregator"),
+        mechanism=check(MECHANISMS[private.name], private.options, "privacy") if private is not None else None,
+    )
+    if experiment.compiled == "off" or (experiment.compiled == "auto" and experiment.schema == 1):
+        return experiment, recipe, layout
+    reason = why_no_compiled_steps(task, model, recipe, gradients, is_asked=experiment.compiled == "on")
+    if reason is None:
+        return replace(experiment, compiled="on"), replace(recipe, compiled=True), layout
+    if experiment.compiled == "on":
+        raise ConfigError(f"compiled = 'on': {reason}; take off, or auto")
+    return replace(experiment, compiled="off"), recipe, layout
 
 
 def names_of(sites: Sequence[Site]) -> tuple[str, ...]:

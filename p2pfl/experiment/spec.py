@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import BeforeValidator, Field
 
-from p2pfl.errors import UNSAFE_OR_BREAK
+from p2pfl.algorithms import ALGORITHMS
 from p2pfl.paces import PACES, Pace
 from p2pfl.privacy import MECHANISMS
 from p2pfl.training import OptimizerSpec
@@ -24,25 +23,6 @@ HeldOut = Annotated[float, Field(ge=0, le=0.9)]
 
 NodeName = Annotated[str, BeforeValidator(lambda name: str(name) if type(name) is int else name)]
 """A node's name as a key; a file may write a number without quotes."""
-
-_NAME = re.compile(r"[^\s./\\\x00-\x1f\x7f]([^/\\\x00-\x1f\x7f]{0,98}[^\s/\\\x00-\x1f\x7f])?")
-
-
-def _folder_name(text: str) -> str:
-    """Refuse a run's name that cannot be the name of its folder."""
-    if not _NAME.fullmatch(text) or UNSAFE_OR_BREAK.search(text):
-        raise ValueError(
-            "it names the run's folder: expected 1 to 100 characters without / and \\ and control characters, not starting with '.', "
-            "no space at an end"
-        )
-    return text
-
-
-def _known_pace(name: object) -> object:
-    if name not in tuple(PACES):
-        *others, last = map(repr, PACES)
-        raise ValueError(f"one of {', '.join(others)} or {last}")
-    return name
 
 
 def _privacy(value: object) -> object:
@@ -103,7 +83,7 @@ class PaceSpec:
     """The pace: whether nodes wait for each other."""
 
     __pydantic_config__: ClassVar = _FORBID_UNKNOWN
-    name: Annotated[str, BeforeValidator(_known_pace)] = "synchronous"
+    name: str = "synchronous"
     """ "synchronous": round by round, together; "asynchronous": each at its own pace, with its neighbours' newest models; "pairwise": each
     at its own pace, with one neighbour at a time. Default: what the algorithm needs."""
     max_age: Positive = 16
@@ -198,7 +178,7 @@ class Experiment:
     """The whole of an experiment's file: everything that decides a run's result. Made by `load_experiment` or `experiment_from`."""
 
     __pydantic_config__: ClassVar = _FORBID_UNKNOWN
-    name: Annotated[str, AfterValidator(_folder_name)]
+    name: str
     schema: Literal[1, 2] = 2
     """Number of the rules by which batches are drawn: 1, as in files without it that earlier versions resolved, gives every batch exactly
     `batch_size` rows, also at a site with fewer; 2 gives no batch a row twice."""
@@ -257,6 +237,12 @@ class Experiment:
             key: _flat(value) if isinstance(value, dict) else list(value) if isinstance(value, tuple) else value
             for key, value in plain.items()
         }
+
+
+def algorithm_options(name: object) -> set[str]:
+    """Names of the options that an algorithm has of its own; none for an unknown one."""
+    rule: Any = ALGORITHMS.get(str(name))
+    return {f.name for f in fields(rule)} - {"compressor"} if rule else set()
 
 
 def _flat(value: dict[str, Any]) -> dict[str, Any]:

@@ -18,8 +18,7 @@ from torch import Tensor
 from p2pfl.algorithms import PartlyShared
 from p2pfl.errors import ConfigError, StoreError
 from p2pfl.experiment.loading import recorded_experiment
-from p2pfl.experiment.plan import Plan
-from p2pfl.experiment.rules import build_algorithm
+from p2pfl.experiment.plan import Plan, build_algorithm
 from p2pfl.governance.continuation import Continuation
 from p2pfl.governance.encoding import grouped
 from p2pfl.node.checkpoint import CHECKPOINT

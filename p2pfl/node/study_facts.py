@@ -15,8 +15,7 @@ from p2pfl.algorithms.guard import TOO_LARGE
 from p2pfl.errors import ConfigError, TaskError
 from p2pfl.experiment.graph import agreeing_on, build_schedule, diameter_bound, stop_rule
 from p2pfl.experiment.loading import recorded_experiment
-from p2pfl.experiment.plan import Plan, load_sites, make_plan
-from p2pfl.experiment.rules import build_algorithm
+from p2pfl.experiment.plan import Plan, build_algorithm, load_sites, make_plan
 from p2pfl.experiment.spec import Experiment
 from p2pfl.governance.edge_kinds import DIRECT, EdgeKind
 from p2pfl.governance.study import Study

@@ -116,7 +116,7 @@ class Simulation:
         who = self._mixer.participation(number, running_N, times)
         losses_M = self.population.train(number, who.trains_M, in_place=True) if local_steps else None
         train_s = self._stopwatch.lap("train")
-        measures = self._mixer.mix(number, local_steps, who, losses_M)
+        measures = self._mixer.measures(self._mixer.mix(number, local_steps, who), losses_M, self.population.estimate())
         self.diverged, self.bytes_sent = measures.diverged, self.bytes_sent + int(measures.bytes_N.sum())
         if self._ranks.is_first:
             for kind, node, detail in measures.notices:

@@ -56,6 +56,20 @@ class Measures:
     """Events to record: kind, node and detail; complete at the first rank."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mixing:
+    """Figures of one round's mixing, of this rank's rows unless they say otherwise."""
+
+    columns: tuple[Tensor, ...]
+    """Squares of the sent models' distances and of their norms, their moves, their deviations, (M,) each; empty where none were sent."""
+    bytes_N: NDArray[np.int64]
+    """Bytes that each node has sent."""
+    phase: int | None
+    """The phase in which models were sent; None: in no phase."""
+    notices: list[tuple[EventKind | str, int, str]]
+    """Events to record: kind, node and detail; complete at the first rank."""
+
+
 class Mixer:
     """Mixing of this rank's rows with those of all ranks, plainly in place on the CPU where nothing of earlier rounds is remembered.
 
@@ -80,14 +94,14 @@ class Mixer:
         """Find out who of the running nodes takes part in a round, and whose messages come; see `Exchange.participation`."""
         return self._exchange.participation(number, running_N, times)
 
-    def mix(self, number: int, local_steps: int, who: Participation, losses_M: Tensor | None) -> Measures:
-        """Let the rows of one round exchange their messages and merge them; returns the measures of all ranks."""
-        notices: list[tuple[EventKind | str, int, str]] = []
-        phase: int | None = 0
+    def mix(self, number: int, local_steps: int, who: Participation) -> Mixing:
+        """Let the rows of one round exchange their messages and merge them."""
         if self._is_plain and (who.times is None or who.times.is_whole) and not self.ledger.is_open:
-            columns, bytes_N = self._mix_plainly(number, local_steps, who)
-        else:
-            columns, bytes_N, phase = self._merge(number, local_steps, who, notices)
+            return self._mix_plainly(number, who)
+        return self._merge(number, local_steps, who)
+
+    def measures(self, mixing: Mixing, losses_M: Tensor | None, mixed_MP: Tensor) -> Measures:
+        """Gather a round's measures of all ranks, from the losses of its training and the models to evaluate after its mixing."""
         names, population = self._plan.names, self._population
         nothing_M = torch.zeros(len(self._shard.mine), dtype=torch.float64)
         ended_M = nothing_M.clone()
@@ -95,8 +109,8 @@ class Mixer:
             row_of = {names[node]: row for node, row in self._shard.row_of.items()}
             ended_M[[row_of[name] for name in population.diverged]] = _LEFT
             ended_M[[row_of[name] for name in population.without_loss]] = _WITHOUT_LOSS
-        columns = columns or (nothing_M,) * 4
-        mixed_M = self._deviation(self._plan.layout.shared_of(population.estimate()))
+        columns = mixing.columns or (nothing_M,) * 4
+        mixed_M = self._deviation(self._plan.layout.shared_of(mixed_MP))
         whole_M = torch.stack([losses_M.double() if losses_M is not None else nothing_M, *columns, ended_M, mixed_M], dim=1)
         losses_N, squared_N, norms_N, moved_N, deviation_N, ended_N, mixed_N = self._shard.all_gather(whole_M).unbind(dim=1)
         return Measures(
@@ -104,34 +118,34 @@ class Mixer:
             squared_N=squared_N.numpy(),
             norms_N=norms_N.numpy(),
             moved_N=moved_N.numpy(),
-            bytes_N=bytes_N,
-            phase=phase,
-            rms_disagreement=float(deviation_N.mean().sqrt()) if phase is not None else None,
+            bytes_N=mixing.bytes_N,
+            phase=mixing.phase,
+            rms_disagreement=float(deviation_N.mean().sqrt()) if mixing.phase is not None else None,
             consensus_distance=float(mixed_N.mean().sqrt()),
             diverged=tuple(names[node] for node in (ended_N == _LEFT).nonzero().flatten().tolist()),
             without_loss=tuple(names[node] for node in (ended_N == _WITHOUT_LOSS).nonzero().flatten().tolist()),
-            notices=notices,
+            notices=mixing.notices,
         )
 
-    def _mix_plainly(self, number: int, local_steps: int, who: Participation) -> tuple[tuple[Tensor, ...], NDArray[np.int64]]:
-        """Average in place; returns columns of the measures, squares of distances, of norms, moves, deviations, and bytes."""
-        sent = self._population.outgoing(number, 0, local_steps=local_steps)
-        bytes_N, threads = self._exchange.bytes_sent(number, sent, who.there_N), self._population.threads
+    def _mix_plainly(self, number: int, who: Participation) -> Mixing:
+        """Average in place: the rule sends the rows' models as they are."""
+        x_MP, threads = self._population.state["x"], self._population.threads
+        bytes_N = self._exchange.bytes_sent(number, {"x": x_MP}, who.there_N)
         mixed = self._exchange.mix_in_place(
-            number, sent["x"], who.delivered[0], who.running_N, threads=threads, active_M=who.active_M, compiled=self._compiled
+            number, x_MP, who.delivered[0], who.running_N, threads=threads, active_M=who.active_M, compiled=self._compiled
         )
         deviation_M = mixed.deviation_N
         if not self._shard.is_all:  # measured from the mean of this rank's rows
             off_P = mixed.mean_P.double()
             off_P = off_P - self._shard.ranks.all_reduce(off_P * len(deviation_M)) / len(self._plan.names)
             deviation_M = deviation_M + off_P.square().sum()
-        return (mixed.squared_N, mixed.squared_norms_N, torch.zeros_like(deviation_M), deviation_M), bytes_N
+        columns = mixed.squared_N, mixed.squared_norms_N, torch.zeros_like(deviation_M), deviation_M
+        return Mixing(columns=columns, bytes_N=bytes_N, phase=0, notices=[])
 
-    def _merge(
-        self, number: int, local_steps: int, who: Participation, notices: list[tuple[EventKind | str, int, str]]
-    ) -> tuple[tuple[Tensor, ...], NDArray[np.int64], int | None]:
-        """Go through the algorithm's phases; returns columns of the measures, bytes, and the phase in which models were sent."""
+    def _merge(self, number: int, local_steps: int, who: Participation) -> Mixing:
+        """Go through the algorithm's phases."""
         algorithm, names = self._plan.recipe.algorithm, self._plan.names
+        notices: list[tuple[EventKind | str, int, str]] = []
         measured: tuple[Tensor, ...] = ()
         model_phase, bytes_N = None, np.zeros(len(names), dtype=np.int64)
         for phase in range(algorithm.phases):
@@ -151,7 +165,7 @@ class Mixer:
                 norms_M = torch.linalg.vector_norm(sent[channel], dim=-1).double().square().cpu()
                 measured = squared_M, norms_M, self._moved(sent[channel]), self._deviation(sent[channel])
         self._exchange.done()
-        return measured, bytes_N, model_phase
+        return Mixing(columns=measured, bytes_N=bytes_N, phase=model_phase, notices=notices)
 
     def _of_all_ranks(self, number: int, notices: Sequence[Notice]) -> list[tuple[EventKind | str, int, str]]:
         """Gather what the rule has changed of its own accord, at all ranks."""

@@ -49,8 +49,6 @@ class Task:
     """Notes for readers of the figures about the rows, one sentence each."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.sites, SiteTable) and self.sites.names:
-            _ = self.sites[0]  # made, so that a name that is none shows before anything runs
         # the types first: what follows relies on them
         findings = _faults_of_fields(self)
         if findings:

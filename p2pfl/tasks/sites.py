@@ -98,7 +98,7 @@ class SiteTable(Sequence[Site]):
     without a split no site has rows to test on, or any that are set aside; see `Site.set_aside`. All sites prepare raw features alike.
 
     Raises:
-        DataError: names, rows and tables do not fit together, or a number is not finite.
+        DataError: names, rows and tables do not fit together, a number is not finite, or the first name is no member's.
     """
 
     def __init__(
@@ -129,6 +129,8 @@ class SiteTable(Sequence[Site]):
                 findings.append(f"{kind}: row {row} has a value that is not finite")
         if findings:
             raise DataError(findings, place="sites")
+        if self.names:
+            _ = self[0]  # made, so that a name that is none shows before anything runs
 
     def __len__(self) -> int:
         return len(self.names)

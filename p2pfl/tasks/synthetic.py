@@ -13,13 +13,15 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from p2pfl.errors import ConfigError
 from p2pfl.tasks.base import Task
-from p2pfl.tasks.partition import node_names
+from p2pfl.tasks.metrics import CLASSIFICATION, LOSSES
+from p2pfl.tasks.partition import missing_classes, node_names
 from p2pfl.tasks.sites import Site, SiteTable, Split
 from p2pfl.tasks.streams import generator_of, generators_of
-from p2pfl.tasks.tables import Preparation, logistic_regression
+from p2pfl.tasks.tables import Preparation
 
 _START, _SHARED, _ROWS = 1, 2, 3
 _DRAWN_AT_ONCE = 2**20  # numbers
@@ -131,7 +133,17 @@ def synthetic_logistic(features: int = 10, samples: int = 100, heterogeneity: fl
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # drawing releases the interpreter's lock
         list(pool.map(fill, range(0, num_nodes, at_once)))
     sites = _table_of(node_names("node", num_nodes), inputs, targets, num_train=samples, prepare=as_it_is)
-    return logistic_regression("synthetic-logistic", sites, columns, num_inputs=features)
+    return Task(
+        name="synthetic-logistic",
+        model=partial(nn.Linear, features, 1),
+        loss=F.binary_cross_entropy_with_logits,
+        metrics=CLASSIFICATION,
+        losses=LOSSES,
+        sites=sites,
+        features=columns,
+        probabilities=torch.sigmoid,
+        notes=missing_classes(sites),
+    )
 
 
 def _distance(outputs: Tensor, targets: Tensor) -> float:

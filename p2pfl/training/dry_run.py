@@ -2,6 +2,7 @@
 
 Targets are compared with the classes and probabilities that metrics and loss expect on all rows. Functions are called on some: at most
 256 test rows and one batch of a site, at up to 1,000 sites that are spread over all (32 of a table of sites; fewer where models are large).
+Compiled loops are tried with one step on rows of one site.
 """
 
 from __future__ import annotations
@@ -20,15 +21,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 
+from p2pfl.compiled.loader import load_loops, why_no_loops
 from p2pfl.draws import Purpose, batch_sizes, torch_seed
-from p2pfl.errors import ConfigError, TaskError
+from p2pfl.errors import ConfigError, MissingExtraError, TaskError
 from p2pfl.params import Layout, parameters_of, sharing_parameters
 from p2pfl.tasks import Site, SiteTable, Task
 from p2pfl.tasks.broadcasting import pairing_in, watched
 from p2pfl.tasks.calling import described, probabilities_of, users_code
 from p2pfl.tasks.metrics import CLASSIFICATION, fault_of_classes, unwrapped
+from p2pfl.training.backends.compiled import Compiled, tried_on, why_not_compiled
 from p2pfl.training.backends.gradients import Gradients, ModelGradients, outputs_of
+from p2pfl.training.backends.tracing import chain_or_fault
 from p2pfl.training.evaluation import evaluate_metric
+from p2pfl.training.local_steps import why_not_plain_sgd
+from p2pfl.training.recipe import Recipe
 from p2pfl.training.training_data import MOST_TRIED, of_dtype
 
 _MOST_TEST_ROWS = 256
@@ -100,6 +106,65 @@ def dry_run(task: Task, model: nn.Module, batch_size: int | Literal["full"], *, 
     if errors:
         raise ConfigError(_shortened(_summed_up(errors))) from errors[0].__cause__
     return run.chosen
+
+
+def why_no_compiled_steps(task: Task, model: nn.Module, recipe: Recipe, gradients: Gradients | None, *, is_asked: bool) -> str | None:
+    """Try a recipe's local steps in compiled loops on the rows that are here; returns why they cannot be had, None where they can.
+
+    Args:
+        task: rows that are not here cannot qualify.
+        model: as `build_model` made it.
+        recipe: of the local steps.
+        gradients: from `dry_run`; None: chosen here.
+        is_asked: whether somebody asks for compiled loops, also without rows.
+
+    Raises:
+        MissingExtraError: somebody asks for them, and they are not installed.
+    """
+    site = next((site for site in task.sites if site.train is not None), None)
+    reason = why_not_plain_sgd(recipe) or _why_not_by_layers(task, model, gradients)
+    if reason is None and site is None and not is_asked:
+        reason = "there are no rows here"
+    if reason is None and load_loops("training") is None:
+        if is_asked:
+            raise MissingExtraError(f"compiled = 'on': {why_no_loops()}")
+        reason = why_no_loops()
+    if reason is None and site is not None and recipe.local_steps:
+        reason = _why_not_on_rows(task, site, model, recipe, gradients)
+    return reason
+
+
+def _why_not_by_layers(task: Task, model: nn.Module, gradients: Gradients | None) -> str | None:
+    """Find why a task's model cannot be trained in compiled loops on the rows that are here; None where it can."""
+    if task.loss is None:
+        return f"the task {task.name} trains nothing"
+    dtype = next(model.parameters()).dtype
+    if isinstance(task.sites, SiteTable):
+        rows = [(task.sites.inputs, task.sites.targets)]
+    else:
+        rows = [site.train for site in task.sites if site.train is not None and len(site.train[0])]
+    kinds = {inputs.dtype for inputs, _ in rows if not inputs.dtype.is_floating_point} or {dtype}
+    if len(kinds) > 1:
+        return "some sites have whole numbers as inputs and others none"
+    batched = gradients.batched if gradients is not None else None
+    layers = batched.layers if batched is not None else chain_or_fault(model, Layout.of(model).slices())
+    return why_not_compiled(layers, task.loss, dtype, rows, kinds.pop())
+
+
+def _why_not_on_rows(task: Task, site: Site, model: nn.Module, recipe: Recipe, gradients: Gradients | None) -> str | None:
+    """Try a step of compiled loops on a site's rows; returns why they cannot be had."""
+    assert task.loss is not None
+    assert site.train is not None
+    x_1P = parameters_of(model)[None]
+    inputs, targets = (of_dtype(part, x_1P.dtype) for part in site.train)
+    if gradients is None:
+        most = MOST_TRIED if recipe.batch_size == "full" else recipe.batch_size
+        gradients = Gradients(model, task.loss, (inputs[:most], targets[:most]), 1, task=task.name, sites=[site.name])
+    if gradients.batched is None:
+        return "the model's gradients cannot be written out"
+    gradient_P, loss, _ = gradients.by_torch.alone(x_1P[0], *tried_on(inputs, targets), {}, site=site.name)
+    found = Compiled.of(gradients.batched, x_1P, inputs, targets, expected=(gradient_P, loss))
+    return found if isinstance(found, str) else None
 
 
 def _shortened(findings: Sequence[str]) -> list[str]:

@@ -20,10 +20,9 @@ from p2pfl.algorithms import Context, State
 from p2pfl.errors import ConfigError
 from p2pfl.params import Layout
 from p2pfl.tasks import Task
-from p2pfl.training.backends.batched import are_finite
 from p2pfl.training.backends.compiled import Compiled
 from p2pfl.training.backends.examples import GradientCall, example_gradients
-from p2pfl.training.backends.gradients import RETURN_AT_ONCE_BYTES, Gradients, returns_parts
+from p2pfl.training.backends.gradients import RETURN_AT_ONCE_BYTES, Gradients, are_finite, returns_parts
 from p2pfl.training.optimizers import OptimizerState, StackedOptimizer, clipped
 from p2pfl.training.recipe import Recipe
 from p2pfl.training.training_data import Rows, TrainingData

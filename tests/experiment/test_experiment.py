@@ -12,7 +12,7 @@ from p2pfl.algorithms import ALGORITHMS, COMPRESSORS, DPSGD, AllReduce
 from p2pfl.errors import ConfigError, ConflictError
 from p2pfl.experiment.graph import build_topology, stop_rule
 from p2pfl.experiment.loading import experiment_from, load_experiment, parse_assignment, resolve
-from p2pfl.experiment.rules import build_algorithm
+from p2pfl.experiment.plan import build_algorithm
 from p2pfl.experiment.spec import Experiment
 from p2pfl.tasks import TASKS
 from p2pfl.topology import SCHEDULES, TOPOLOGIES, WEIGHTS, Schedule

@@ -13,7 +13,7 @@ from networks import Network, finish, plan_of
 from p2pfl.algorithms import ALGORITHMS
 from p2pfl.errors import ConfigError
 from p2pfl.experiment.loading import experiment_from
-from p2pfl.experiment.rules import build_algorithm
+from p2pfl.experiment.plan import build_algorithm
 from p2pfl.simulator import FaultScript, simulate
 
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"

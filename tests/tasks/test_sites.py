@@ -83,7 +83,6 @@ def test_what_does_not_fit_together_is_said(changes, finding):
 
 def test_a_name_that_is_no_members_is_refused_when_the_task_is_made():
     inputs, targets = tables()
-    table = SiteTable(names=["!", *NAMES[1:]], inputs=inputs, targets=targets, train=Split(starts=STARTS))
 
     with pytest.raises(DataError, match="site '!': name = '!'"):
-        task_of(table)
+        task_of(SiteTable(names=["!", *NAMES[1:]], inputs=inputs, targets=targets, train=Split(starts=STARTS)))

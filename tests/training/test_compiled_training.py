@@ -19,8 +19,8 @@ from p2pfl.runs.folder import RunFolder
 from p2pfl.simulator import forecast, mixer, simulate
 from p2pfl.simulator.engine import Simulation
 from p2pfl.tasks import Site, Task
-from p2pfl.training.backends.batched import Batched
 from p2pfl.training.backends.compiled import Compiled, why_not_compiled
+from p2pfl.training.backends.gradients import Batched
 from p2pfl.training.backends.layers import SgdStep
 from p2pfl.training.backends.tracing import chain_or_fault
 from simulations import plan_of

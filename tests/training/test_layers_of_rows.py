@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from p2pfl.params import Layout, parameters_of
-from p2pfl.training.backends.batched import Batched
+from p2pfl.training.backends.gradients import Batched
 from p2pfl.training.backends.layers import SgdStep
 
 ROWS, BATCH = 3, 5

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from p2pfl.compiled.loader import load_loops, why_no_loops
 from p2pfl.tasks import Rows
-from p2pfl.training.backends.batched import Batched
+from p2pfl.training.backends.gradients import Batched
 from p2pfl.training.backends.layers import RELU, SIGMOID, TANH, Layer, Linear, Pointwise, Reshape
 from p2pfl.training.backends.tracing import ARITHMETIC
 
@@ -151,8 +151,20 @@ class Compiled:
         self._wanted = np.zeros((0, 0), dtype=kind) if of_classes else targets.flatten(1).contiguous().numpy()
 
     @classmethod
-    def of(cls, batched: Batched, x_1P: Tensor, inputs: Tensor, targets: Tensor, *, is_tried: bool = False) -> Compiled | str:
-        """Compile the steps of a batched chain on all examples (M, ...), tried at `x_1P` unless they are; or say why it cannot be done."""
+    def of(
+        cls,
+        batched: Batched,
+        x_1P: Tensor,
+        inputs: Tensor,
+        targets: Tensor,
+        *,
+        is_tried: bool = False,
+        expected: tuple[Tensor, Tensor] | None = None,
+    ) -> Compiled | str:
+        """Compile the steps of a batched chain on all examples (M, ...), tried at `x_1P` unless they are; or say why it cannot be done.
+
+        A step on `tried_on` these examples must have the gradient (P,) and the loss that are expected; None: those of the chain.
+        """
         if inputs.device.type != "cpu":
             return f"compiled loops run on the CPU, not on {inputs.device.type}"
         chain = _chain_of(batched.layers, x_1P.dtype, inputs.dtype) if x_1P.dtype in _DTYPES else f"parameters are {x_1P.dtype}"
@@ -163,21 +175,24 @@ class Compiled:
         if (loops := load_loops("training")) is None:
             return why_no_loops()
         compiled = cls(loops, chain, _LOSSES[batched.loss], inputs, targets, x_1P.dtype)
-        does_as_torch = is_tried or compiled._does_as(batched, x_1P, inputs, targets)
-        return compiled if does_as_torch else "compiled loops give another step here than torch"
+        if is_tried:
+            return compiled
+        if expected is None:
+            few = tried_on(inputs, targets)
+            gradient_1P, loss_1 = batched.gradients(x_1P, few[0].unsqueeze(0), few[1].unsqueeze(0))
+            expected = gradient_1P[0], loss_1[0]
+        return compiled if compiled._makes_step(x_1P, *expected) else "compiled loops give another step here than torch"
 
-    def _does_as(self, batched: Batched, x_1P: Tensor, inputs: Tensor, targets: Tensor) -> bool:
-        """Whether a step is that of the chain; loads the loops."""
-        few = torch.arange(2).remainder(len(inputs))
-        expected_1P, expected_1 = batched.gradients(x_1P, inputs[few].unsqueeze(0), targets[few].unsqueeze(0))
-        expected_1P.neg_().add_(x_1P)
+    def _makes_step(self, x_1P: Tensor, gradient_P: Tensor, loss: Tensor) -> bool:
+        """Whether a step on two examples has this gradient, which is overwritten, and this loss; loads the loops."""
+        expected_1P = gradient_P.neg_().add_(x_1P[0]).unsqueeze(0)
         moved_1P = x_1P.clone(memory_format=torch.contiguous_format)
         with one_blas_thread():
-            loss_1, _ = self.sgd_steps(moved_1P, few.view(1, 1, -1), 1.0, 0.0, None, x_1P)
+            loss_1, _ = self.sgd_steps(moved_1P, _two_of(len(self._inputs)).view(1, 1, -1), 1.0, 0.0, None, x_1P)
         eps = torch.finfo(x_1P.dtype).eps ** 0.5
         parts = zip(torch.split(moved_1P, _COMPARED, dim=1), torch.split(expected_1P, _COMPARED, dim=1), strict=True)
         close = all(torch.allclose(moved, expected, rtol=eps, atol=eps) for moved, expected in parts)
-        return close and torch.allclose(loss_1, expected_1, rtol=eps, atol=eps)
+        return close and torch.allclose(loss_1, loss, rtol=eps, atol=eps)
 
     def sgd_steps(
         self,
@@ -208,6 +223,16 @@ class Compiled:
             finite_C,
         )
         return torch.from_numpy(loss_C).to(x_CP.dtype), torch.from_numpy(finite_C)
+
+
+def tried_on(inputs: Tensor, targets: Tensor) -> Rows:
+    """The two examples on which a step is tried; of one example twice the same."""
+    few = _two_of(len(inputs))
+    return inputs[few], targets[few]
+
+
+def _two_of(number: int) -> Tensor:
+    return torch.arange(2).remainder(number)
 
 
 def load_for_forks() -> None:

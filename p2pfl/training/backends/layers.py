@@ -1,8 +1,8 @@
-"""Layers of N models at once as matrix products written out: what vectorising a gradient would do, with less in between.
+"""Layers of N models at once as matrix products written out, and losses: what vectorising a gradient would do, with less in between.
 
 Whatever else a model does is left to torch.func.
 
-Shapes: C rows of a chunk, B examples of each, P parameters; D, H, W, L sizes of one example.
+Shapes: C rows of a chunk, B examples of each, K classes, P parameters; D, H, W, L sizes of one example.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.func import grad_and_value, vmap
 from torch.nn import functional as F
 
 Saved = tuple[Any, ...]
@@ -334,3 +335,51 @@ def _to_rows(values_CN: Tensor, like: Tensor) -> Tensor:
 RELU = Pointwise(torch.relu, lambda gradient, before, _: gradient.masked_fill(before <= 0, 0))
 TANH = Pointwise(torch.tanh, lambda gradient, _, after: gradient * (1 - after.square()))
 SIGMOID = Pointwise(torch.sigmoid, lambda gradient, _, after: gradient * after * (1 - after))
+
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+Head = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""From outputs and targets (C, B, ...) to the losses (C,) and their gradients at the outputs."""
+
+
+def _cross_entropy(outputs_CBK: Tensor, targets_CB: Tensor) -> tuple[Tensor, Tensor]:
+    log_p = outputs_CBK.log_softmax(dim=-1)
+    chosen = targets_CB.unsqueeze(-1)
+    loss_C = -log_p.gather(-1, chosen).mean(dim=(1, 2))
+    gradient = log_p.exp_()
+    gradient.scatter_add_(-1, chosen, gradient.new_tensor(-1.0).expand(chosen.shape))
+    return loss_C, gradient.div_(targets_CB.shape[1])
+
+
+def _binary_cross_entropy(outputs_CB: Tensor, targets_CB: Tensor) -> tuple[Tensor, Tensor]:
+    loss_C = F.binary_cross_entropy_with_logits(outputs_CB, targets_CB, reduction="none").flatten(1).mean(dim=1)
+    return loss_C, (outputs_CB.sigmoid() - targets_CB).div_(outputs_CB[0].numel())
+
+
+def _mean_squared_error(outputs_CB: Tensor, targets_CB: Tensor) -> tuple[Tensor, Tensor]:
+    difference = outputs_CB - targets_CB
+    return difference.square().flatten(1).mean(dim=1), difference * (2 / outputs_CB[0].numel())
+
+
+HEADS: dict[Any, Head] = {
+    F.cross_entropy: _cross_entropy,
+    F.binary_cross_entropy_with_logits: _binary_cross_entropy,
+    F.mse_loss: _mean_squared_error,
+}
+"""Losses with their derivatives written out."""
+
+
+def head_of(loss: Loss, outputs_B: Tensor, targets_B: Tensor) -> Head:
+    """The loss with its derivative, written out where that is known for outputs and targets like these."""
+    of_classes = outputs_B.dim() == 2 and targets_B.dim() == 1 and not targets_B.is_floating_point()  # noqa: PLR2004
+    of_numbers = outputs_B.shape == targets_B.shape and targets_B.is_floating_point()
+    known = of_classes if loss is F.cross_entropy else of_numbers
+    if known and loss in HEADS:
+        return HEADS[loss]
+    each = vmap(grad_and_value(loss))
+
+    def head(outputs_CB: Tensor, targets_CB: Tensor) -> tuple[Tensor, Tensor]:
+        gradient_CB, loss_C = each(outputs_CB, targets_CB)
+        return loss_C, gradient_CB
+
+    return head
