@@ -269,6 +269,13 @@ LINES = {
     "node egress": [["site.yaml"]],
     "node probe": [["tcp://127.0.0.1:7705", "--site", "site.yaml"]],
     "doctor": [["site.yaml"]],
+    "data check": [["site.yaml"], ["site.yaml", "--contract", "sent.yaml"]],
+    "data freeze": [["site.yaml"], ["site.yaml", "--contract", "sent.yaml"]],
+    "stats describe": [["site.yaml", "--contract", "sent.yaml"]],
+    "stats glm": [["y ~ x", "site.yaml", "--contract", "sent.yaml"]],
+    "stats cox": [["Surv(t, e) ~ x", "site.yaml", "--contract", "sent.yaml"]],
+    "stats km": [["Surv(t, e) ~ x", "site.yaml", "--contract", "sent.yaml"]],
+    "stats compare": [["Surv(t, e) ~ x", "site.yaml", "--contract", "sent.yaml"]],
 }
 """What each command can be given that somebody sent."""
 
