@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Final
 
 from p2pfl.errors import BadMessage
-from p2pfl.protocol.secure_messages import SessionMessage, message_key
+from p2pfl.wire.secure_messages import SessionMessage, message_key
 
 _PER_MEMBER: Final = 8
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from p2pfl.protocol.secure_messages import HeldTotals
 from p2pfl.protocol.secure_sum import SessionVoid
 from p2pfl.protocol.sum_terms import SumTerms
+from p2pfl.wire.secure_messages import HeldTotals
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

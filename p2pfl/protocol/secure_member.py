@@ -17,7 +17,14 @@ from p2pfl.errors import BadMessage, ConfigError, some
 from p2pfl.privacy.fixed_point import Limbs
 from p2pfl.protocol.early_messages import EarlyMessages
 from p2pfl.protocol.held_totals import FinalTotal, final_totals
-from p2pfl.protocol.secure_messages import (
+from p2pfl.protocol.secure_session import SecureSession
+from p2pfl.protocol.secure_sum import SecureSum, SessionVoid, check_planned
+from p2pfl.protocol.secure_tree import sum_tree
+from p2pfl.protocol.sent_sums import SumStore, note_before_sending, note_heard_sets
+from p2pfl.protocol.set_consent import SetConsent
+from p2pfl.protocol.signed_history import SignedHistory
+from p2pfl.protocol.sum_terms import SumTerms
+from p2pfl.wire.secure_messages import (
     HELD_BEFORE,
     HeldTotals,
     LastSignedRequest,
@@ -31,15 +38,9 @@ from p2pfl.protocol.secure_messages import (
     SumMessage,
     Total,
     message_key,
+    sentence,
     sign,
 )
-from p2pfl.protocol.secure_session import SecureSession
-from p2pfl.protocol.secure_sum import SecureSum, SessionVoid, check_planned
-from p2pfl.protocol.secure_tree import sum_tree
-from p2pfl.protocol.sent_sums import SumStore, note_before_sending, note_heard_sets
-from p2pfl.protocol.set_consent import SetConsent
-from p2pfl.protocol.signed_history import SignedHistory
-from p2pfl.protocol.sum_terms import SumTerms
 
 Outgoing = list[tuple[int, Message]]
 """Messages with the neighbours that they are for, in their order."""
@@ -408,10 +409,9 @@ class SecureMember:
     def _end(self, reason: str, names: tuple[int, ...]) -> None:
         if self.session is None or self.session.is_over:
             return
-        message = SessionEnd(member=self._me, study=self.terms.study, session=self.session.number, reason=reason, names=names)
-        message = sign(message, self._signing)
+        head = {"member": self._me, "study": self.terms.study, "session": self.session.number}
+        self.ended = message = sign(SessionEnd(**head, reason=sentence(reason), names=names), self._signing)  # type: ignore[arg-type]
         self._queue_all([(neighbour, message) for neighbour in self._neighbours])
-        self.ended = message
         self._forget()
 
     def _forget(self) -> None:

@@ -16,7 +16,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pfl.errors import BadMessage, P2PFLError, some
 from p2pfl.privacy.fixed_point import Limbs, added
-from p2pfl.protocol.secure_messages import (
+from p2pfl.protocol.secure_session import SecureSession
+from p2pfl.protocol.secure_tree import SumTree
+from p2pfl.protocol.sum_check import alterations, array_digest, coefficients, combination
+from p2pfl.protocol.sum_terms import SumTerms
+from p2pfl.wire.secure_messages import (
     HELD_BEFORE,
     CheckValue,
     HeldTotals,
@@ -28,10 +32,6 @@ from p2pfl.protocol.secure_messages import (
     Total,
     sign,
 )
-from p2pfl.protocol.secure_session import SecureSession
-from p2pfl.protocol.secure_tree import SumTree
-from p2pfl.protocol.sum_check import alterations, array_digest, coefficients, combination
-from p2pfl.protocol.sum_terms import SumTerms
 
 V = TypeVar("V")
 

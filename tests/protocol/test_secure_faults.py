@@ -12,8 +12,8 @@ from secure_members import Network, drawn_values, signing_key, terms_of
 
 from p2pfl.errors import BadMessage
 from p2pfl.privacy.fixed_point import added
-from p2pfl.protocol.secure_messages import MaskedSubtotal, SignedTotal, Total, sign
 from p2pfl.protocol.secure_sum import SecureSum
+from p2pfl.wire.secure_messages import MaskedSubtotal, SignedTotal, Total, sign
 
 
 def network(graph, *, seed=0, **more):
