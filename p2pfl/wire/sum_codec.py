@@ -63,7 +63,7 @@ class SubtotalHead:
     sum_id: HexDigest
     position: Position
     shape: Shape
-    """Of the array with its limbs, (..., L)."""
+    """Shape of the array with its limbs, (..., L)."""
     digest: Digest
     """SHA-256 of the whole array, little-endian."""
 
