@@ -14,6 +14,7 @@ import hmac
 import json
 import os
 import secrets
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -60,6 +61,7 @@ class SumFolder:
         self._blocks: dict[str, int] = {}
         self._last_mac, self._size_bytes = b"", 0
         self._is_broken = False
+        self._at_work = threading.Lock()  # a thread that a cancelled node has left behind may still be writing
 
     def __enter__(self) -> Self:
         try:
@@ -86,9 +88,10 @@ class SumFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        with self._at_work:
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+                self._descriptor = None
 
     # ---- the log
 
@@ -136,6 +139,10 @@ class SumFolder:
         self._blocks[study] = position
 
     def _append(self, entry: Mapping[str, Any]) -> None:
+        with self._at_work:
+            self._append_now(entry)
+
+    def _append_now(self, entry: Mapping[str, Any]) -> None:
         if self._descriptor is None:
             raise ValueError("the folder of sums is not open")
         if self._is_broken:

@@ -142,7 +142,7 @@ def test_after_a_failed_wait_for_the_disk_nothing_more_is_written(tmp_path, monk
     with SumFolder(tmp_path) as store:
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", fails)
-            with pytest.raises(StoreError, match="input/output error|Input/output"):
+            with pytest.raises(StoreError, match="input/output error"):
                 store.append_sent(SENT)
         assert store.sent() == []
         with pytest.raises(StoreError, match="start again"):
