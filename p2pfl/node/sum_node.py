@@ -1,7 +1,7 @@
 """A node that makes secure sums with its neighbours: `SecureMember` with links, a clock and a disk around it.
 
-One loop does all that decides, one piece after the other: what comes in, ticks of the clock, and the numbers of this site. Long pieces (masks
-of large arrays, the disk) run in a thread meanwhile. Each neighbour has a loop that sends, so that a slow one keeps nobody waiting.
+One loop does all that decides, one piece after the other: what comes in, ticks of the clock, and the numbers of this site. Long pieces run
+in a thread meanwhile: masks of large arrays, and the disk. Each neighbour has a loop that sends, so that a slow one keeps nobody waiting.
 
 Shapes: L limbs of a number, 1 or 2.
 """

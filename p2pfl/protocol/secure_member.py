@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from p2pfl.errors import BadMessage, ConfigError, some
 from p2pfl.privacy.fixed_point import Limbs
 from p2pfl.protocol.early_messages import EarlyMessages
-from p2pfl.protocol.held_totals import FinalTotal, final_totals
+from p2pfl.protocol.held_totals import final_totals
 from p2pfl.protocol.secure_session import SecureSession
 from p2pfl.protocol.secure_sum import SecureSum, SessionVoid, check_planned
 from p2pfl.protocol.secure_tree import sum_tree
@@ -87,8 +87,8 @@ class SecureMember:
         self._heard_s: dict[int, float] = {}
         self._sum: SecureSum | None = None
         self._held: dict[int, HeldTotals] = {}
-        self._final: dict[str, FinalTotal] | None = None
-        """Totals that were held before the session, by sum id; None until all have said what they hold."""
+        self._final: dict[str, bytes] | None = None
+        """HMACs of totals that were held before the session, by sum id; None until all have said what they hold."""
         self._flooded: dict[tuple[str, int, int], Statement] = {}
         self._early = EarlyMessages(len(terms.names))
         self._past: set[bytes] = set()
@@ -342,9 +342,9 @@ class SecureMember:
         except SessionVoid as void:
             self._end(void.reason, void.members)
             return
-        for sum_id, final in sorted(self._final.items()):
-            if final.is_lacking and final.holder == self._me:
-                self._queue_all([(neighbour, self._final_total(sum_id)) for neighbour in self._tree.neighbours(self._me)])
+        for sum_id in sorted(self._final.keys() & self.totals.keys()):  # whoever lacks it passes it on to others that do
+            lacking = [each for each in self._tree.neighbours(self._me) if each not in self._held or not self._held[each].has(sum_id)]
+            self._queue_all([(each, self._final_total(sum_id)) for each in lacking])
         self._replay(now_s)
 
     def _take_final(self, sender: int, message: Total) -> None:
@@ -352,7 +352,7 @@ class SecureMember:
         assert self.session is not None and self._final is not None  # noqa: PT018
         if message.sum_id not in self._final:
             raise BadMessage("a total that nobody has said to hold", reason="wrong_place")
-        if self.session.mac(message.sum_id, message.limbs) != self._final[message.sum_id].mac:
+        if self.session.mac(message.sum_id, message.limbs) != self._final[message.sum_id]:
             raise BadMessage("a total that is not the one that its holder has signed", reason="differs")
         if message.sum_id in self.totals:
             return

@@ -121,6 +121,10 @@ class HeldTotals:
     """Sum ids with the HMAC of each total under the group key of this session, sorted."""
     signature: Signature = b""
 
+    def has(self, sum_id: str) -> bool:
+        """Whether the member holds the total of a sum."""
+        return any(each == sum_id for each, _ in self.macs)
+
     def signed_content(self) -> bytes:
         """Canonical bytes of all fields but the signature."""
         macs = [[sum_id, mac.hex()] for sum_id, mac in self.macs]
