@@ -45,8 +45,8 @@ def terms_of(keys: Sequence[Ed25519PrivateKey], num_numbers: int, form: str) -> 
     )
 
 
-async def add(folder: Path, graph: nx.Graph, num_numbers: int, form: str) -> tuple[float, list[int]]:
-    """Seconds of one sum, and bytes that each member has sent; the total is compared with the plain one."""
+async def add(folder: Path, graph: nx.Graph, num_numbers: int, form: str) -> tuple[float, float, list[int]]:
+    """Seconds of one sum, processor seconds a member, and bytes that each has sent; the total is compared with the plain one."""
     num = graph.number_of_nodes()
     keys = [Ed25519PrivateKey.generate() for _ in range(num)]
     terms, network = terms_of(keys, num_numbers, form), MemoryNetwork()
@@ -71,19 +71,19 @@ async def add(folder: Path, graph: nx.Graph, num_numbers: int, form: str) -> tup
         )
         for me in range(num)
     ]
-    began_s = time.perf_counter()
+    began_s, began_cpu_s = time.perf_counter(), time.process_time()
 
     async def one(node: SumNode) -> np.ndarray:
         return await node.run(lambda: node.total(0, [], values))
 
     totals = await asyncio.gather(*(one(node) for node in nodes))
-    took_s = time.perf_counter() - began_s
+    took_s, cpu_s = time.perf_counter() - began_s, (time.process_time() - began_cpu_s) / num
     for total in totals:
         assert np.array_equal(total, totals[0])
         assert expected is None or np.array_equal(total, expected)
     for store in stores:
         store.__exit__(None, None, None)
-    return took_s, [node.counters["bytes_sent"] for node in nodes]
+    return took_s, cpu_s, [node.counters["bytes_sent"] for node in nodes]
 
 
 def main() -> None:
@@ -94,14 +94,14 @@ def main() -> None:
     parser.add_argument("--graph", choices=GRAPHS, action="append")
     parser.add_argument("--form", choices=FORMATS, action="append")
     chosen = parser.parse_args()
-    print("| graph | numbers of | seconds, all members on this machine | MB sent: least, median, most |")
-    print("| --- | --- | --- | --- |")
+    print("| graph | numbers of | seconds, all members on this machine | processor seconds a member | MB sent: least, median, most |")
+    print("| --- | --- | --- | --- | --- |")
     for graph in chosen.graph or GRAPHS:
         for form in chosen.form or FORMATS:
             with tempfile.TemporaryDirectory() as folder:
-                took_s, sent = asyncio.run(add(Path(folder), GRAPHS[graph](chosen.members), chosen.numbers, form))
+                took_s, cpu_s, sent = asyncio.run(add(Path(folder), GRAPHS[graph](chosen.members), chosen.numbers, form))
             megabytes = ", ".join(f"{each / 1e6:.1f}" for each in (min(sent), float(np.median(sent)), max(sent)))
-            print(f"| {graph} | {form} ({FORMATS[form][0].bits} bits) | {took_s:.1f} | {megabytes} |", flush=True)
+            print(f"| {graph} | {form} ({FORMATS[form][0].bits} bits) | {took_s:.1f} | {cpu_s:.2f} | {megabytes} |", flush=True)
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 
 

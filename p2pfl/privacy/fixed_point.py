@@ -111,4 +111,7 @@ def negated(a: Limbs) -> Limbs:
 
 def subtracted(a: Limbs, b: Limbs) -> Limbs:
     """Difference a - b of two arrays of limbs, modulo 2^64 or 2^128; (..., L) each."""
-    return added(a, negated(b))
+    total = a - b
+    if total.shape[-1] > 1:
+        total[..., 1] -= a[..., 0] < b[..., 0]  # the borrow
+    return total
