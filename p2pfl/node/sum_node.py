@@ -33,7 +33,7 @@ from p2pfl.statistics.sums import Numbers, Result, Rows, SumRequest
 from p2pfl.transports.base import Received, Transport
 from p2pfl.wire.secure_messages import LastSignedRequest, Message, Opening, SessionEnd
 from p2pfl.wire.sum_codec import encode_sum
-from p2pfl.wire.sum_link import SumLink
+from p2pfl.wire.sum_link import SumLink, as_bits, from_bits
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +47,11 @@ FLUSH_S: Final = 5.0
 """A node that leaves early waits so long for what it has to say to be handed to its links."""
 MOST_SESSIONS_AHEAD: Final = 2**20
 """An opening of a session further ahead than this is no honest one; taking it would use up the numbers."""
+REPEAT_AFTER: Final = 3
+"""A neighbour is sent all again after so many presences at the earliest, whatever it says to have lost."""
 _MOST_WAITING = 64
 _MOST_PRESENCES = 2
-_WORD_BYTES, _BITS = 8, 8
+_WORD_BYTES = 8
 
 
 class SumSessionEnded(P2PFLError):
@@ -104,6 +106,8 @@ class SumNode:
         self._links = {each: SumLink(incarnation, most_bytes) for each in neighbours[me]}
         self._outgoing: dict[int, asyncio.Queue[Message | None]] = {each: asyncio.Queue() for each in neighbours[me]}
         """Messages for each neighbour in their order; None stands for a presence."""
+        self._to_repeat: set[int] = set()
+        self._repeated_s: dict[int, float] = {}
         self._presences: Counter[int] = Counter()
         """Presences that wait to be sent, by neighbour."""
         self._turns: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue(_MOST_WAITING)
@@ -232,6 +236,8 @@ class SumNode:
         self._done.add(self._me)
         is_relay, until_s = self._me not in self.terms.participants, self._now_s() + self._linger_s
         self._say_presence()
+        if len(self._done) < len(self.terms.names):
+            log.info("this node needs nothing more; it stays for %s", self._named_not_done())
         while len(self._done) < len(self.terms.names):
             if is_relay:
                 self._check_goes_on()
@@ -328,8 +334,8 @@ class SumNode:
             self._outgoing[place].put_nowait(None)  # first of all that is counted for it
             self._outgoing[place].put_nowait(LastSignedRequest(member=self._me))
         if heard.is_new or heard.has_lost:
-            for message in self.member.outstanding(place):
-                self._outgoing[place].put_nowait(message)
+            self._to_repeat.add(place)
+            self._repeat()
         if heard.message is None:
             return
         message = heard.message
@@ -340,6 +346,18 @@ class SumNode:
             if error.reason == "too_early":
                 link.note_lost()
             self._refuse(received.peer, error)
+
+    def _repeat(self) -> None:
+        """Send again all that neighbours may lack: to each now and then, and not before it has taken what waits for it."""
+        now_s = self._now_s()
+        for place in sorted(self._to_repeat):
+            is_early = now_s - self._repeated_s.get(place, -math.inf) < REPEAT_AFTER * self._presence_s
+            if is_early or self._outgoing[place].qsize() > _MOST_PRESENCES + 1:
+                continue
+            self._to_repeat.discard(place)
+            self._repeated_s[place] = now_s
+            for message in self.member.outstanding(place):
+                self._outgoing[place].put_nowait(message)
 
     def _check_session(self, message: Message) -> None:
         if isinstance(message, Opening) and message.session > self.member.history.last_session() + MOST_SESSIONS_AHEAD:
@@ -355,7 +373,7 @@ class SumNode:
         self.member.note_heard(place, self._now_s())
         self._heard_since_end.add(place)
         num, num_before = len(self.terms.names), len(self._done)
-        there = {each for each in range(min(num, _BITS * len(done))) if done[each // _BITS] >> each % _BITS & 1}
+        there = from_bits(done, num)
         self._done |= there
         if len(there) == num:
             self._know_all.add(place)
@@ -376,6 +394,7 @@ class SumNode:
 
     async def _look(self) -> None:
         await self._step("look", self.member.look)
+        self._repeat()
         signed = self.member.history.messages()
         if signed != self._kept_signed:
             await self._workplace.do("keep signed", self._folder.keep_signed, self.terms.study, signed)
@@ -404,19 +423,13 @@ class SumNode:
                 self._presences[place] += 1
                 queue.put_nowait(None)
 
-    def _done_bits(self) -> bytes:
-        bits = bytearray(-(-len(self.terms.names) // _BITS))
-        for each in self._done:
-            bits[each // _BITS] |= 1 << each % _BITS
-        return bytes(bits)
-
     async def _send_to(self, place: int) -> None:
         queue, link, name = self._outgoing[place], self._links[place], self.terms.names[place]
         while True:
             message = await queue.get()
             if message is None:
                 self._presences[place] -= 1
-                await self._hand_over(name, next(encode_sum(link.presence(self._done_bits()))))
+                await self._hand_over(name, next(encode_sum(link.presence(as_bits(self._done, len(self.terms.names))))))
             else:
                 for frames in encode_sum(message):
                     link.note_sent()  # also where there is no link now: the neighbour then says that it is lost

@@ -6,12 +6,27 @@ is lost, and its sender sends all again that still matters. Messages may come tw
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from p2pfl.wire.codec import Frame
 from p2pfl.wire.secure_messages import Message
 from p2pfl.wire.sum_codec import SumAssembly, SumPresence
+
+_BITS = 8
+
+
+def as_bits(members: Collection[int], num_members: int) -> bytes:
+    """Write a set of members with one bit for each, the lowest bit of the first byte for the first."""
+    bits = bytearray(-(-num_members // _BITS))
+    for each in members:
+        bits[each // _BITS] |= 1 << each % _BITS
+    return bytes(bits)
+
+
+def from_bits(bits: bytes, num_members: int) -> set[int]:
+    """Read a set of members; bits that are none's are left out."""
+    return {each for each in range(min(num_members, _BITS * len(bits))) if bits[each // _BITS] >> each % _BITS & 1}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

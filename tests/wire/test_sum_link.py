@@ -6,7 +6,7 @@ import pytest
 
 from p2pfl.errors import BadMessage
 from p2pfl.wire.sum_codec import encode_sum
-from p2pfl.wire.sum_link import SumLink
+from p2pfl.wire.sum_link import SumLink, as_bits, from_bits
 from sum_samples import LAST, OPENING
 
 
@@ -102,3 +102,9 @@ def test_what_was_sent_before_a_link_was_known_at_both_ends_counts_as_lost():
     say(a, b)
 
     assert say(b, a).has_lost
+
+
+@pytest.mark.parametrize("members", [set(), {0}, {7, 8}, {0, 9, 16}])
+def test_members_come_back_from_their_bits(members):
+    assert from_bits(as_bits(members, 17), 17) == members
+    assert from_bits(b"\xff" * 99, 17) == set(range(17))
