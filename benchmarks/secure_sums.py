@@ -83,7 +83,7 @@ async def add(folder: Path, graph: nx.Graph, num_numbers: int, form: str) -> tup
         assert expected is None or np.array_equal(total, expected)
     for store in stores:
         store.__exit__(None, None, None)
-    return took_s, cpu_s, [node.counters["bytes_sent"] for node in nodes]
+    return took_s, cpu_s, [node.bytes_sent for node in nodes]
 
 
 def main() -> None:

@@ -21,7 +21,8 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
-from p2pfl.errors import BadMessage, ConfigError, P2PFLError, QueueFull, TransportError, some
+from p2pfl.errors import BadMessage, ConfigError, P2PFLError, some
+from p2pfl.node.sum_outbox import FLUSH_S, SumOutbox
 from p2pfl.node.sum_store import SumFolder
 from p2pfl.node.workplace import Workplace
 from p2pfl.privacy.fixed_point import Limbs
@@ -32,7 +33,6 @@ from p2pfl.protocol.sum_terms import SumTerms
 from p2pfl.statistics.sums import Numbers, Result, Rows, SumRequest
 from p2pfl.transports.base import Received, Transport
 from p2pfl.wire.secure_messages import LastSignedRequest, Message, Opening, SessionEnd
-from p2pfl.wire.sum_codec import encode_sum
 from p2pfl.wire.sum_link import SumLink, as_bits, from_bits
 
 log = logging.getLogger(__name__)
@@ -42,15 +42,11 @@ T = TypeVar("T")
 PATIENCE_S: Final = 60.0
 PRESENCE_S: Final = 1.0
 LINGER_S: Final = 60.0
-SEND_TIMEOUT_S: Final = 5.0
-FLUSH_S: Final = 5.0
-"""A node that leaves early waits so long for what it has to say to be handed to its links."""
 MOST_SESSIONS_AHEAD: Final = 2**20
 """An opening of a session further ahead than this is no honest one; taking it would use up the numbers."""
 REPEAT_AFTER: Final = 3
 """A neighbour is sent all again after so many presences at the earliest, whatever it says to have lost."""
 _MOST_WAITING = 64
-_MOST_PRESENCES = 2
 _WORD_BYTES = 8
 
 
@@ -104,12 +100,13 @@ class SumNode:
         incarnation = 1 + secrets.randbelow(2**63 - 1)
         self._places = {terms.names[each]: each for each in neighbours[me]}
         self._links = {each: SumLink(incarnation, most_bytes) for each in neighbours[me]}
-        self._outgoing: dict[int, asyncio.Queue[Message | None]] = {each: asyncio.Queue() for each in neighbours[me]}
-        """Messages for each neighbour in their order; None stands for a presence."""
-        self._to_repeat: set[int] = set()
-        self._repeated_s: dict[int, float] = {}
-        self._presences: Counter[int] = Counter()
-        """Presences that wait to be sent, by neighbour."""
+        self._outbox = SumOutbox(
+            transport,
+            self._links,
+            {place: name for name, place in self._places.items()},
+            done=lambda: as_bits(self._done, len(terms.names)),
+            repeat_after_s=REPEAT_AFTER * presence_s,
+        )
         self._turns: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue(_MOST_WAITING)
         self._news = asyncio.Event()
         self._workplace = Workplace()
@@ -121,7 +118,12 @@ class SumNode:
         self._ended_s: float | None = None
         self._heard_since_end: set[int] = set()
         self.counters: Counter[str] = Counter()
-        """Numbers of messages refused, by reason; of sessions opened; of bytes and messages sent."""
+        """Numbers of messages refused, by reason."""
+
+    @property
+    def bytes_sent(self) -> int:
+        """Size of all that was handed to links so far."""
+        return self._outbox.counters["bytes_sent"]
 
     # ---- running
 
@@ -135,17 +137,16 @@ class SumNode:
         """
         try:
             async with self._transport, asyncio.TaskGroup() as group:
-                loops = {f"send to {self.terms.names[each]}": self._send_to(each) for each in self._links}
+                loops = {f"send to {self.terms.names[each]}": self._outbox.send_to(each) for each in self._links}
                 loops |= {"receive": self._receive(), "turns": self._take_turns(), "tick": self._tick()}
                 tasks = [group.create_task(loop, name=name) for name, loop in loops.items()]
                 try:
                     await self._turn("open", lambda now_s: [*self.member.ask_neighbours(), *self.member.open(now_s)])
-                    result = await work()
-                    await self._stay()
+                    result = await self._result_of(work)
                 except P2PFLError:
-                    await self._flush()
+                    await self._outbox.flush()
                     raise
-                await self._flush()
+                await self._outbox.flush()
                 for task in tasks:
                     task.cancel()
         except BaseExceptionGroup as found:  # one failure of one task: say that, and not that it was in a group
@@ -155,6 +156,16 @@ class SumNode:
             if isinstance(first, P2PFLError):
                 raise first from found
             raise
+        return result
+
+    async def _result_of(self, work: Callable[[], Awaitable[T]]) -> T:
+        try:
+            result = await work()
+        except ConfigError:
+            if self.member.ended is None:  # totals say it, and so all members come to it
+                await self._stay()
+            raise
+        await self._stay()
         return result
 
     async def analyse(self, analysis: Generator[SumRequest[Rows], Numbers, Result], rows: Rows, *, first: int = 0) -> Result:
@@ -196,19 +207,20 @@ class SumNode:
         return self.terms.sums[position].number_format.decode(await self._total(position, parameters, lambda: values))
 
     async def _total(self, position: int, parameters: Any, values: Callable[[], NDArray[Any]]) -> Limbs:
-        sum_id, own = self.terms.sum_id(position, parameters), None
+        sum_id = self.terms.sum_id(position, parameters)
         while sum_id not in self.member.totals:
             self._check_goes_on()
             session = self.member.session
             if session is not None and self.member.is_ready and self._given != (session.number, position):
-                if own is None:
-                    own = await self._workplace.do("numbers", values)
-                await self._give(position, parameters, own)
+                own = await self._given_or_left(position, parameters, values)
+                values = partial(np.asarray, own)  # they are not computed again
                 continue
             await self._wait()
         return self.member.totals[sum_id]
 
-    async def _give(self, position: int, parameters: Any, own: NDArray[Any]) -> None:
+    async def _given_or_left(self, position: int, parameters: Any, values: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+        """Give this site's numbers to a sum, and return them; where that cannot be the session ends."""
+
         def contribute(now_s: float) -> Outgoing:
             session = self.member.session
             if session is None or not self.member.is_ready:  # it has ended since
@@ -217,12 +229,14 @@ class SumNode:
             return self.member.contribute(position, parameters, own, now_s)
 
         try:
+            own = await self._workplace.do("numbers", values)
             await self._turn("contribute", contribute)
         except ConfigError:
             name, statistic = self.terms.names[self._me], self.terms.sums[position].statistic
             # why is not said: it could tell something of the numbers
             await self._turn("leave", lambda _: self.member.leave(f"{name}: gives no numbers to {statistic}"))
             raise
+        return own
 
     def _check_goes_on(self) -> None:
         """Raise a SumSessionEnded where the session has ended and this node has waited long enough for the next one."""
@@ -268,14 +282,6 @@ class SumNode:
         except TimeoutError:
             pass
 
-    async def _flush(self) -> None:
-        try:
-            async with asyncio.timeout(FLUSH_S):
-                for queue in self._outgoing.values():
-                    await queue.join()
-        except TimeoutError:
-            pass
-
     # ---- one thing after the other
 
     async def _turn(self, kind: str, step: Callable[[float], Outgoing]) -> None:
@@ -296,7 +302,7 @@ class SumNode:
     async def _step(self, kind: str, step: Callable[[float], Outgoing]) -> None:
         """Let the member do something, post what it says, and keep what it has learned."""
         for neighbour, message in await self._workplace.do(kind, step, self._now_s()):
-            self._outgoing[neighbour].put_nowait(message)
+            self._outbox.post(neighbour, message)
         for sum_id in [each for each in self.member.totals if each not in self._kept]:
             await self._workplace.do("keep", self._folder.keep_total, self.terms.study, sum_id, self.member.totals[sum_id])
             self._kept.add(sum_id)
@@ -330,12 +336,11 @@ class SumNode:
         if heard.done is not None:
             self._take_presence(place, heard.done)
         if heard.is_new:
-            self._presences[place] += 1
-            self._outgoing[place].put_nowait(None)  # first of all that is counted for it
-            self._outgoing[place].put_nowait(LastSignedRequest(member=self._me))
+            self._outbox.say_presence(place)  # first of all that is counted for it
+            self._outbox.post(place, LastSignedRequest(member=self._me))
         if heard.is_new or heard.has_lost:
-            self._to_repeat.add(place)
-            self._repeat()
+            self._outbox.want_repeat(place)
+            self._outbox.repeat(self.member.outstanding, self._now_s())
         if heard.message is None:
             return
         message = heard.message
@@ -346,18 +351,6 @@ class SumNode:
             if error.reason == "too_early":
                 link.note_lost()
             self._refuse(received.peer, error)
-
-    def _repeat(self) -> None:
-        """Send again all that neighbours may lack: to each now and then, and not before it has taken what waits for it."""
-        now_s = self._now_s()
-        for place in sorted(self._to_repeat):
-            is_early = now_s - self._repeated_s.get(place, -math.inf) < REPEAT_AFTER * self._presence_s
-            if is_early or self._outgoing[place].qsize() > _MOST_PRESENCES + 1:
-                continue
-            self._to_repeat.discard(place)
-            self._repeated_s[place] = now_s
-            for message in self.member.outstanding(place):
-                self._outgoing[place].put_nowait(message)
 
     def _check_session(self, message: Message) -> None:
         if isinstance(message, Opening) and message.session > self.member.history.last_session() + MOST_SESSIONS_AHEAD:
@@ -394,7 +387,7 @@ class SumNode:
 
     async def _look(self) -> None:
         await self._step("look", self.member.look)
-        self._repeat()
+        self._outbox.repeat(self.member.outstanding, self._now_s())
         signed = self.member.history.messages()
         if signed != self._kept_signed:
             await self._workplace.do("keep signed", self._folder.keep_signed, self.terms.study, signed)
@@ -415,35 +408,6 @@ class SumNode:
                 history.take_own_opening(message, None)
             history.note(message)
 
-    # ---- what goes out
-
     def _say_presence(self) -> None:
-        for place, queue in self._outgoing.items():
-            if self._presences[place] < _MOST_PRESENCES:
-                self._presences[place] += 1
-                queue.put_nowait(None)
-
-    async def _send_to(self, place: int) -> None:
-        queue, link, name = self._outgoing[place], self._links[place], self.terms.names[place]
-        while True:
-            message = await queue.get()
-            if message is None:
-                self._presences[place] -= 1
-                await self._hand_over(name, next(encode_sum(link.presence(as_bits(self._done, len(self.terms.names))))))
-            else:
-                for frames in encode_sum(message):
-                    link.note_sent()  # also where there is no link now: the neighbour then says that it is lost
-                    await self._hand_over(name, frames)
-            queue.task_done()
-
-    async def _hand_over(self, name: str, frames: Sequence[bytes | memoryview]) -> None:
-        while True:
-            try:
-                await self._transport.send(name, frames, SEND_TIMEOUT_S)
-            except QueueFull:
-                continue
-            except TransportError:
-                return
-            self.counters["bytes_sent"] += sum(memoryview(frame).nbytes for frame in frames)
-            self.counters["messages_sent"] += 1
-            return
+        for place in self._links:
+            self._outbox.say_presence(place)

@@ -14,7 +14,7 @@ import pytest
 from secure_members import STATISTICS
 from sum_clinics import NAMES, SumClinics, bits, regression, run
 
-from p2pfl.errors import ConfigError, TransportError
+from p2pfl.errors import ConfigError, DataError, TransportError
 from p2pfl.node.sum_node import SumSessionEnded
 from p2pfl.node.sum_store import SumFolder
 from p2pfl.privacy.fixed_point import added
@@ -225,6 +225,33 @@ def test_a_site_beyond_its_bound_sends_nothing_and_says_no_number(tmp_path):
     assert num_sent(clinics, 2) == 0
     others = [each for me, each in enumerate(found) if me != 2]
     assert {str(each) for each in others} == {"clinic-2: gives no numbers to risk ~ age + dose: rows and means"}
+
+
+def test_a_site_whose_data_are_at_fault_is_named_and_nobody_waits_for_it(tmp_path, monkeypatch):
+    clinics = SumClinics(tmp_path, GRAPHS["star"], wait_s=0.0)
+    numbers = LedAnalysis.numbers
+
+    def at_fault(led, rows):
+        if rows is clinics.rows[3] and led.position == 2:
+            raise DataError("a value of 7 in column sex")
+        return numbers(led, rows)
+
+    monkeypatch.setattr(LedAnalysis, "numbers", at_fault)
+    found = run_virtually(every_outcome_of(clinics), seed=0, at_most_s=HOUR_S)
+
+    assert isinstance(found[3], DataError)
+    others = {str(each) for me, each in enumerate(found) if me != 3}
+    assert others == {"clinic-3: gives no numbers to risk ~ age + dose: missing rows and saturated log-likelihood"}
+
+
+def test_what_totals_say_is_the_same_error_at_all_members(tmp_path):
+    clinics = SumClinics(tmp_path, GRAPHS["path"], wait_s=0.0)
+    for rows in clinics.rows:
+        rows.outcomes_M[:] = rows.columns_MP[:, 2] > 0
+    found = run_virtually(every_outcome_of(clinics), seed=0, at_most_s=HOUR_S)
+
+    assert [type(each) for each in found] == [ConfigError] * 5
+    assert {str(each) for each in found} == {"the outcome is separated by (Intercept), age, dose: their coefficients have no end"}
 
 
 def test_a_restored_backup_with_other_rows_is_found_out(tmp_path):
