@@ -1,4 +1,4 @@
-"""What a node has to say in secure sums, to each neighbour in its order; a slow neighbour keeps nobody else waiting."""
+"""Outbox of a node in secure sums: what it says to each neighbour, in its order; a slow neighbour keeps nobody else waiting."""
 
 from __future__ import annotations
 
