@@ -32,7 +32,7 @@ from p2pfl.protocol.set_consent import SetConsent
 from p2pfl.protocol.sum_terms import SumTerms
 from p2pfl.statistics.sums import Numbers, Result, Rows, SumRequest
 from p2pfl.transports.base import Received, Transport
-from p2pfl.wire.secure_messages import LastSignedRequest, Message, Opening, SessionEnd
+from p2pfl.wire.secure_messages import LastSignedRequest, Message, Opening, SessionEnd, Total
 from p2pfl.wire.sum_link import SumLink, as_bits, from_bits
 
 log = logging.getLogger(__name__)
@@ -116,6 +116,7 @@ class SumNode:
         self._given: tuple[int, int] | None = None
         """Session and position of the last sum to which this node has given its numbers."""
         self._ended_s: float | None = None
+        self._last_heard_s, self._patience_s = 0.0, patience_s
         self._heard_since_end: set[int] = set()
         self.counters: Counter[str] = Counter()
         """Numbers of messages refused, by reason."""
@@ -248,6 +249,7 @@ class SumNode:
     async def _stay(self) -> None:
         """Answer others until all members have said that they need nothing more, or this node has stayed long enough."""
         self._done.add(self._me)
+        self._last_heard_s = self._now_s()
         is_relay, until_s = self._me not in self.terms.participants, self._now_s() + self._linger_s
         self._say_presence()
         if len(self._done) < len(self.terms.names):
@@ -255,6 +257,8 @@ class SumNode:
         while len(self._done) < len(self.terms.names):
             if is_relay:
                 self._check_goes_on()
+                if self._now_s() - self._last_heard_s > self._linger_s + self._patience_s:
+                    raise SumSessionEnded("no neighbour is there; the sums may be over", sorted(self._places))
             elif self._now_s() >= until_s:
                 log.info("%s may still need totals; this node has waited for %g s", self._named_not_done(), self._linger_s)
                 return
@@ -348,8 +352,8 @@ class SumNode:
             self._check_session(message)
             await self._step(type(message).__name__, lambda now_s: self.member.receive(place, message, now_s))
         except BadMessage as error:
-            if error.reason == "too_early":
-                link.note_lost()
+            if error.reason == "too_early" or (isinstance(message, Total) and error.reason == "wrong_place"):
+                link.note_lost()  # it may be right later: a member that was restarted has not added its children's parts yet
             self._refuse(received.peer, error)
 
     def _check_session(self, message: Message) -> None:
@@ -363,7 +367,8 @@ class SumNode:
             log.warning("a message of %s is refused, the %d. of its kind: %s", peer, times, error)
 
     def _take_presence(self, place: int, done: bytes) -> None:
-        self.member.note_heard(place, self._now_s())
+        self._last_heard_s = self._now_s()
+        self.member.note_heard(place, self._last_heard_s)
         self._heard_since_end.add(place)
         num, num_before = len(self.terms.names), len(self._done)
         there = from_bits(done, num)

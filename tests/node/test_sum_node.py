@@ -98,6 +98,14 @@ def test_one_that_is_killed_and_comes_back_changes_no_bit(tmp_path, graph, me, a
 
 
 @pytest.mark.slow
+def test_thirteen_sites_of_a_random_graph_have_the_exact_fit(tmp_path):
+    clinics = SumClinics(tmp_path, nx.random_regular_graph(4, 13, seed=3))
+    found = run_virtually(all_of(clinics), seed=6, at_most_s=HOUR_S, work_s=(0.0005, 0.005))
+
+    assert_exact(clinics, found)
+
+
+@pytest.mark.slow
 def test_one_that_has_lost_its_totals_gets_them_from_others(tmp_path):
     clinics = SumClinics(tmp_path, GRAPHS["star"])
     remove = lambda: shutil.rmtree(clinics.folders[3] / "totals")  # noqa: E731
@@ -149,6 +157,19 @@ def test_after_an_ended_session_the_next_goes_on_with_the_same_totals(tmp_path):
 
     assert min(before) >= 3
     assert_exact(clinics, found)
+
+
+def test_one_that_only_passes_on_is_killed_and_comes_back(tmp_path):
+    clinics = SumClinics(tmp_path, GRAPHS["path"], participants=[0, 2, 4])
+    found = run_virtually(with_one_killed(clinics, 1, 1, pause_s=0.0), seed=1, at_most_s=HOUR_S)
+
+    assert_exact(clinics, found)
+
+
+def test_one_that_only_passes_on_ends_where_nobody_is_there(tmp_path):
+    clinics = SumClinics(tmp_path, GRAPHS["path"], participants=[0, 2, 4], linger_s=10.0, patience_s=10.0)
+    with pytest.raises(SumSessionEnded, match="no neighbour is there"):
+        run_virtually(clinics.analyse(1), seed=0, at_most_s=HOUR_S)
 
 
 # ---- links that fail
