@@ -116,7 +116,7 @@ class SumNode:
         self._given: tuple[int, int] | None = None
         """Session and position of the last sum to which this node has given its numbers."""
         self._ended_s: float | None = None
-        self._last_heard_s, self._patience_s = 0.0, patience_s
+        self._patience_s = patience_s
         self._heard_since_end: set[int] = set()
         self.counters: Counter[str] = Counter()
         """Numbers of messages refused, by reason."""
@@ -249,7 +249,6 @@ class SumNode:
     async def _stay(self) -> None:
         """Answer others until all members have said that they need nothing more, or this node has stayed long enough."""
         self._done.add(self._me)
-        self._last_heard_s = self._now_s()
         is_relay, until_s = self._me not in self.terms.participants, self._now_s() + self._linger_s
         self._say_presence()
         if len(self._done) < len(self.terms.names):
@@ -257,8 +256,8 @@ class SumNode:
         while len(self._done) < len(self.terms.names):
             if is_relay:
                 self._check_goes_on()
-                if self._now_s() - self._last_heard_s > self._linger_s + self._patience_s:
-                    raise SumSessionEnded("no neighbour is there; the sums may be over", sorted(self._places))
+                if self.member.session is None and self._now_s() >= until_s + max(self._patience_s, self._wait_s):
+                    raise SumSessionEnded("no session of sums has been opened; they may be over", ())
             elif self._now_s() >= until_s:
                 log.info("%s may still need totals; this node has waited for %g s", self._named_not_done(), self._linger_s)
                 return
@@ -367,8 +366,7 @@ class SumNode:
             log.warning("a message of %s is refused, the %d. of its kind: %s", peer, times, error)
 
     def _take_presence(self, place: int, done: bytes) -> None:
-        self._last_heard_s = self._now_s()
-        self.member.note_heard(place, self._last_heard_s)
+        self.member.note_heard(place, self._now_s())
         self._heard_since_end.add(place)
         num, num_before = len(self.terms.names), len(self._done)
         there = from_bits(done, num)

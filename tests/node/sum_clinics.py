@@ -18,6 +18,7 @@ from p2pfl.statistics.glm import DesignRows, fit_glm
 from p2pfl.statistics.scale import INTERCEPT
 
 NAMES = [INTERCEPT, "age", "dose"]
+NUM_COLUMNS = len(NAMES)
 DEADLINE_S = 60.0
 
 
@@ -36,9 +37,8 @@ def regression():
     return fit_glm(NAMES, FAMILIES["binomial"])
 
 
-def planned_regression():
-    """The sums of `regression`, with room for its iterations."""
-    num = len(NAMES)
+def planned_regression(num=NUM_COLUMNS):
+    """The sums of a regression with so many columns, with room for its iterations."""
     shapes = {"rows and means": (1 + num,), "squares around the means": (num,), "missing rows and saturated log-likelihood": (3,)}
     shapes |= {f"information, score and deviance, iteration {each}": (num * (num + 1) // 2 + num + 1,) for each in range(28)}
     return tuple(
@@ -55,7 +55,9 @@ def bits(fit):
 class SumClinics:
     """Members with keys, folders and links."""
 
-    def __init__(self, folder, graph, *, participants=None, over="memory", sums=None, lost=None, **settings):
+    def __init__(
+        self, folder, graph, *, participants=None, over="memory", sums=None, lost=None, analysis=regression, rows=None, **settings
+    ):
         num = len(graph)
         self.graph = [sorted(graph[each]) for each in range(num)]
         self.names = tuple(f"clinic-{each}" for each in range(num))
@@ -71,7 +73,7 @@ class SumClinics:
         if lost is not None:
             self.links.network.lost = lost
         self.folders = [folder / name for name in self.names]
-        self.rows = rows_of(num)
+        self.rows, self.analysis = rows_of(num) if rows is None else rows, analysis
         self.settings = {"presence_s": 0.1, "wait_s": DEADLINE_S, **settings}
 
     def node(self, me, store, **settings):
@@ -85,7 +87,7 @@ class SumClinics:
             began(node)
             if me not in self.terms.participants:
                 return await node.relay()
-            return await node.analyse(regression(), self.rows[me])
+            return await node.analyse(self.analysis(), self.rows[me])
 
     async def killed(self, me, *, after):
         """Start a member and end it without a word when it holds so many totals; its files stay."""
@@ -102,7 +104,7 @@ class SumClinics:
     def expected(self):
         """The fit whose sums are fixed-point sums in one process."""
         sites = [self.rows[each] for each in self.terms.participants]
-        return bits(analyse_in_fixed_point(regression(), sites, self.terms.sums))
+        return bits(analyse_in_fixed_point(self.analysis(), sites, self.terms.sums))
 
 
 def run(clinics, work):

@@ -6,13 +6,15 @@ import asyncio
 import random
 import shutil
 from contextlib import suppress
-from functools import reduce
+from functools import partial, reduce
 
 import networkx as nx
 import numpy as np
 import pytest
+from inference_data import numbers, table
 from secure_members import STATISTICS
-from sum_clinics import NAMES, SumClinics, bits, regression, run
+from sum_clinics import NAMES, SumClinics, bits, planned_regression, regression, run
+from test_glm import split
 
 from p2pfl.errors import ConfigError, DataError, TransportError
 from p2pfl.node.sum_node import SumSessionEnded
@@ -20,6 +22,9 @@ from p2pfl.node.sum_store import SumFolder
 from p2pfl.privacy.fixed_point import added
 from p2pfl.privacy.masks import SessionMasks
 from p2pfl.protocol.led_sums import LedAnalysis
+from p2pfl.statistics.families import FAMILIES
+from p2pfl.statistics.glm import fit_glm
+from p2pfl.statistics.scale import INTERCEPT
 from p2pfl.statistics.sums import analyse
 from virtual_time import run_virtually
 
@@ -51,6 +56,20 @@ def test_all_have_the_bits_of_the_fixed_point_sum(tmp_path, graph, over):
     pooled = analyse(regression(), clinics.rows)
     assert found[0].params == pytest.approx(pooled.params, rel=1e-9)
     assert len(found[0].params) == len(NAMES)
+
+
+def test_three_studies_have_the_published_fit_of_their_pooled_rows(tmp_path):
+    """As `test_glm` has it: gaussian LAB_TSC ~ LAB_TRIG of DataSHIELD's CNSIM."""
+    rows = table("cnsim.csv")
+    sites = split([numbers(rows, "LAB_TRIG")], numbers(rows, "LAB_TSC"), [row["study"] for row in rows])
+    analysis = partial(fit_glm, [INTERCEPT, "LAB_TRIG"], FAMILIES["gaussian"])
+    clinics = SumClinics(tmp_path, nx.path_graph(3), sums=planned_regression(2), analysis=analysis, rows=sites)
+    found = run(clinics, all_of(clinics))
+
+    assert_exact(clinics, found)
+    assert found[2].params == pytest.approx([5.6971141805, 0.0752997656], abs=5e-11)
+    assert found[2].bse == pytest.approx([0.0199836449, 0.0077541594], abs=5e-11)
+    assert (found[2].num_rows, found[2].num_missing, found[2].deviance) == (7800, 1579, pytest.approx(8936.31974296402, rel=1e-12))
 
 
 def test_altered_parts_would_be_found_and_whole_ones_pass(tmp_path):
@@ -166,10 +185,14 @@ def test_one_that_only_passes_on_is_killed_and_comes_back(tmp_path):
     assert_exact(clinics, found)
 
 
+async def both_relays(clinics):
+    return await asyncio.gather(clinics.analyse(1), clinics.analyse(3))
+
+
 def test_one_that_only_passes_on_ends_where_nobody_is_there(tmp_path):
-    clinics = SumClinics(tmp_path, GRAPHS["path"], participants=[0, 2, 4], linger_s=10.0, patience_s=10.0)
-    with pytest.raises(SumSessionEnded, match="no neighbour is there"):
-        run_virtually(clinics.analyse(1), seed=0, at_most_s=HOUR_S)
+    clinics = SumClinics(tmp_path, GRAPHS["path"], participants=[0, 2, 4], linger_s=10.0, patience_s=10.0, wait_s=0.0)
+    with pytest.raises(SumSessionEnded, match="no session of sums has been opened"):
+        run_virtually(both_relays(clinics), seed=0, at_most_s=HOUR_S)
 
 
 # ---- links that fail
