@@ -81,11 +81,12 @@ class FixedPoint:
         magnitudes = np.where(is_negative[..., None], negated(total), total)
         if self.num_limbs == 1:
             found = np.ldexp(magnitudes[..., 0].astype(np.float64), -self.fraction_bits)
-        else:  # Python rounds a quotient of two integers once; two limbs added as floats would be rounded twice
-            scale = 1 << self.fraction_bits
-            pairs = magnitudes.reshape(-1, 2).tolist()
-            found = np.array([((high << _LIMB_BITS) | low) / scale for low, high in pairs], dtype=np.float64)
-            found = found.reshape(total.shape[:-1])
+        else:  # the first 63 bits, the last of them set where bits are left out: two limbs added as floats would be rounded twice
+            low, high = magnitudes[..., 0], magnitudes[..., 1]
+            exponents = np.frexp(high.astype(np.float64))[1]
+            shift, rest = exponents.astype(np.uint64), (_LIMB_BITS - exponents).astype(np.uint64)
+            tops = (high << rest) | (low >> shift) | ((low << rest) != 0)
+            found = np.ldexp(tops.astype(np.float64), exponents - self.fraction_bits)
         return np.where(is_negative, -found, found)
 
     def _named(self) -> str:
@@ -110,4 +111,7 @@ def negated(a: Limbs) -> Limbs:
 
 def subtracted(a: Limbs, b: Limbs) -> Limbs:
     """Difference a - b of two arrays of limbs, modulo 2^64 or 2^128; (..., L) each."""
-    return added(a, negated(b))
+    total = a - b
+    if total.shape[-1] > 1:
+        total[..., 1] -= a[..., 0] < b[..., 0]  # the borrow
+    return total

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 from cryptography.exceptions import InvalidKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
@@ -26,6 +26,10 @@ from p2pfl.privacy.fixed_point import Limbs, added, subtracted
 KEY_BYTES = 32
 _NONCE_AND_COUNTER = bytes(16)
 """All zero: a key makes one array."""
+
+_WORD_BYTES = 8
+_BLOCK_BYTES = 64 * 1024
+_ZEROS = memoryview(bytes(_BLOCK_BYTES))
 
 
 class SessionSecret:
@@ -95,14 +99,25 @@ class SessionMasks:
         self._position = position
         self._used.add(context)
         total: Limbs = np.zeros(shape, dtype=np.uint64)
-        for other, pair_key in sorted(self._pair_keys.items()):
-            stream = uniform_words(HKDFExpand(SHA256(), KEY_BYTES, info=context).derive(pair_key), shape)
-            total = added(total, stream) if self._me < other else subtracted(total, stream)
+        streams = [(self._me < other, _stream(pair_key, context)) for other, pair_key in sorted(self._pair_keys.items())]
+        words, buffer = total.reshape(-1, shape[-1]), bytearray(_BLOCK_BYTES)
+        num_rows = _BLOCK_BYTES // (_WORD_BYTES * shape[-1])
+        for start in range(0, len(words), num_rows):  # block by block, so that all streams of one are added in the processor's cache
+            block = words[start : start + num_rows]
+            for is_added, encryptor in streams:
+                encryptor.update_into(_ZEROS[: block.nbytes], buffer)
+                drawn = np.frombuffer(buffer, dtype="<u8", count=block.size).reshape(block.shape)
+                block[...] = added(block, drawn) if is_added else subtracted(block, drawn)
         return total
 
     def erase(self) -> None:
         """Forget all keys: the session is over."""
         self._pair_keys.clear()
+
+
+def _stream(pair_key: bytes, context: bytes) -> CipherContext:
+    """The stream of one sum that both ends of a pair draw."""
+    return Cipher(ChaCha20(HKDFExpand(SHA256(), KEY_BYTES, info=context).derive(pair_key), _NONCE_AND_COUNTER), mode=None).encryptor()
 
 
 def uniform_words(key: bytes, shape: tuple[int, ...]) -> Limbs:

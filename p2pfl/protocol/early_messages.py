@@ -6,9 +6,11 @@ from collections.abc import Collection
 from typing import Final
 
 from p2pfl.errors import BadMessage
-from p2pfl.protocol.secure_messages import SessionMessage, message_key
+from p2pfl.wire.secure_messages import MaskedSubtotal, SessionMessage, Total, message_key
 
 _PER_MEMBER: Final = 8
+_ARRAYS_PER_SENDER: Final = 4
+"""Arrays may be large; a neighbour is at most one sum ahead, or in the next session."""
 
 
 class EarlyMessages:
@@ -24,7 +26,9 @@ class EarlyMessages:
 
     def keep(self, sender: int, message: SessionMessage) -> None:
         """Keep a message; BadMessage where there are more than there can be, reason "too_early"."""
-        if len(self._kept) >= self._most:
+        is_array = isinstance(message, (MaskedSubtotal, Total))
+        num_arrays = sum(of == sender and isinstance(each, (MaskedSubtotal, Total)) for of, each in self._kept.values()) if is_array else 0
+        if len(self._kept) >= self._most or num_arrays >= _ARRAYS_PER_SENDER:
             raise BadMessage("more messages before their time than there can be", reason="too_early")
         self._kept.setdefault((message.transcript, message_key(sender, message)), (sender, message))
 

@@ -16,8 +16,15 @@ from numpy.typing import ArrayLike
 from p2pfl.errors import BadMessage, ConfigError, some
 from p2pfl.privacy.fixed_point import Limbs
 from p2pfl.protocol.early_messages import EarlyMessages
-from p2pfl.protocol.held_totals import FinalTotal, final_totals
-from p2pfl.protocol.secure_messages import (
+from p2pfl.protocol.held_totals import final_totals
+from p2pfl.protocol.secure_session import SecureSession
+from p2pfl.protocol.secure_sum import SecureSum, SessionVoid, check_planned
+from p2pfl.protocol.secure_tree import sum_tree
+from p2pfl.protocol.sent_sums import SumStore, note_before_sending, note_heard_sets
+from p2pfl.protocol.set_consent import SetConsent
+from p2pfl.protocol.signed_history import SignedHistory
+from p2pfl.protocol.sum_terms import SumTerms
+from p2pfl.wire.secure_messages import (
     HELD_BEFORE,
     HeldTotals,
     LastSignedRequest,
@@ -31,15 +38,9 @@ from p2pfl.protocol.secure_messages import (
     SumMessage,
     Total,
     message_key,
+    sentence,
     sign,
 )
-from p2pfl.protocol.secure_session import SecureSession
-from p2pfl.protocol.secure_sum import SecureSum, SessionVoid, check_planned
-from p2pfl.protocol.secure_tree import sum_tree
-from p2pfl.protocol.sent_sums import SumStore, note_before_sending, note_heard_sets
-from p2pfl.protocol.set_consent import SetConsent
-from p2pfl.protocol.signed_history import SignedHistory
-from p2pfl.protocol.sum_terms import SumTerms
 
 Outgoing = list[tuple[int, Message]]
 """Messages with the neighbours that they are for, in their order."""
@@ -86,8 +87,8 @@ class SecureMember:
         self._heard_s: dict[int, float] = {}
         self._sum: SecureSum | None = None
         self._held: dict[int, HeldTotals] = {}
-        self._final: dict[str, FinalTotal] | None = None
-        """Totals that were held before the session, by sum id; None until all have said what they hold."""
+        self._final: dict[str, bytes] | None = None
+        """HMACs of totals that were held before the session, by sum id; None until all have said what they hold."""
         self._flooded: dict[tuple[str, int, int], Statement] = {}
         self._early = EarlyMessages(len(terms.names))
         self._past: set[bytes] = set()
@@ -341,9 +342,9 @@ class SecureMember:
         except SessionVoid as void:
             self._end(void.reason, void.members)
             return
-        for sum_id, final in sorted(self._final.items()):
-            if final.is_lacking and final.holder == self._me:
-                self._queue_all([(neighbour, self._final_total(sum_id)) for neighbour in self._tree.neighbours(self._me)])
+        for sum_id in sorted(self._final.keys() & self.totals.keys()):  # whoever lacks it passes it on to others that do
+            lacking = [each for each in self._tree.neighbours(self._me) if each not in self._held or not self._held[each].has(sum_id)]
+            self._queue_all([(each, self._final_total(sum_id)) for each in lacking])
         self._replay(now_s)
 
     def _take_final(self, sender: int, message: Total) -> None:
@@ -351,7 +352,7 @@ class SecureMember:
         assert self.session is not None and self._final is not None  # noqa: PT018
         if message.sum_id not in self._final:
             raise BadMessage("a total that nobody has said to hold", reason="wrong_place")
-        if self.session.mac(message.sum_id, message.limbs) != self._final[message.sum_id].mac:
+        if self.session.mac(message.sum_id, message.limbs) != self._final[message.sum_id]:
             raise BadMessage("a total that is not the one that its holder has signed", reason="differs")
         if message.sum_id in self.totals:
             return
@@ -408,10 +409,9 @@ class SecureMember:
     def _end(self, reason: str, names: tuple[int, ...]) -> None:
         if self.session is None or self.session.is_over:
             return
-        message = SessionEnd(member=self._me, study=self.terms.study, session=self.session.number, reason=reason, names=names)
-        message = sign(message, self._signing)
+        head = {"member": self._me, "study": self.terms.study, "session": self.session.number}
+        self.ended = message = sign(SessionEnd(**head, reason=sentence(reason), names=names), self._signing)  # type: ignore[arg-type]
         self._queue_all([(neighbour, message) for neighbour in self._neighbours])
-        self.ended = message
         self._forget()
 
     def _forget(self) -> None:

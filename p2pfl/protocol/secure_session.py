@@ -20,8 +20,8 @@ from p2pfl.errors import BadMessage
 from p2pfl.governance.encoding import canonical
 from p2pfl.privacy.fixed_point import Limbs
 from p2pfl.privacy.masks import KEY_BYTES, SessionMasks, SessionSecret
-from p2pfl.protocol.secure_messages import Opening, Signed, check_signed, sign
 from p2pfl.protocol.sum_terms import SumTerms
+from p2pfl.wire.secure_messages import Opening, Signed, check_signed, sign
 
 NONCE_BYTES = 32
 

@@ -16,7 +16,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pfl.errors import BadMessage, P2PFLError, some
 from p2pfl.privacy.fixed_point import Limbs, added
-from p2pfl.protocol.secure_messages import (
+from p2pfl.protocol.secure_session import SecureSession
+from p2pfl.protocol.secure_tree import SumTree
+from p2pfl.protocol.sum_check import alterations, array_digest, coefficients, combination
+from p2pfl.protocol.sum_terms import SumTerms
+from p2pfl.wire.secure_messages import (
     HELD_BEFORE,
     CheckValue,
     HeldTotals,
@@ -28,10 +32,6 @@ from p2pfl.protocol.secure_messages import (
     Total,
     sign,
 )
-from p2pfl.protocol.secure_session import SecureSession
-from p2pfl.protocol.secure_tree import SumTree
-from p2pfl.protocol.sum_check import alterations, array_digest, coefficients, combination
-from p2pfl.protocol.sum_terms import SumTerms
 
 V = TypeVar("V")
 
@@ -101,6 +101,8 @@ class SecureSum:
         self._subtotals: dict[int, Limbs] = {}
         self._sent: Limbs | None = None
         """Subtotal that has gone to the parent."""
+        self._total_ahead: Limbs | None = None
+        """Total that came before the parts of it, to a member that only passes on."""
         self._digests: dict[int, bytes] = {}
         self._macs: dict[int, bytes] = {}
         self._values: dict[int, CheckValue] = {}
@@ -147,6 +149,9 @@ class SecureSum:
             return
         if self._tree.parents.get(self._me) != sender:
             raise BadMessage(f"{self._name(sender)} is not the parent in the tree of this sum", reason="wrong_place")
+        if self._sent is None and self._me not in self._tree.participants:  # started again: its children's parts come again, too
+            self._total_ahead = limbs
+            return
         if self._sent is None:
             raise BadMessage(f"{self._name(sender)} has a total to which this node has not added", reason="wrong_place")
         if self.total is None:
@@ -193,6 +198,8 @@ class SecureSum:
             self._take_total(self._sent)
         else:
             self._send(self._tree.parents[self._me], MaskedSubtotal(**self._head(), limbs=self._sent))  # type: ignore[arg-type]
+            if self._total_ahead is not None:
+                self._take_total(self._total_ahead)
 
     def outstanding(self, neighbour: int) -> list[Message]:
         """Arrays that a neighbour may have missed, to be sent again when its link is back: the same bytes."""

@@ -6,8 +6,8 @@ files were restored from a backup, and it cannot know what it has sent since. It
 
 from __future__ import annotations
 
-from p2pfl.protocol.secure_messages import Message, Opening, SignedTotal
 from p2pfl.protocol.sent_sums import SumStore
+from p2pfl.wire.secure_messages import Message, Opening, SignedTotal
 
 
 class SignedHistory:

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from p2pfl.privacy.fixed_point import Limbs
 from p2pfl.privacy.masks import uniform_words
-from p2pfl.protocol.secure_messages import CheckValue
 from p2pfl.protocol.secure_tree import SumTree
+from p2pfl.wire.secure_messages import CheckValue
 
 MODULUS: Final = 1 << 128
 _NUM_LIMBS = 2

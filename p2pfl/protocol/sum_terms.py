@@ -10,9 +10,7 @@ from typing import Any, Final
 from p2pfl.errors import ConfigError
 from p2pfl.governance.encoding import canonical
 from p2pfl.privacy.fixed_point import FixedPoint
-
-MOST_PARTICIPANTS: Final = 256
-"""Up to here each participant shares a key with every other one."""
+from p2pfl.wire.secure_messages import MOST_PARTICIPANTS, MOST_SUMS
 
 FEWEST_PARTICIPANTS: Final = 3
 """With two, each knows the other's value from the sum and its own."""
@@ -76,6 +74,8 @@ class SumTerms:
             )
         if num > MOST_PARTICIPANTS:
             found.append(f"a secure sum over {num} participants: at most {MOST_PARTICIPANTS} can take part")
+        if len(self.sums) > MOST_SUMS:
+            found.append(f"a plan of {len(self.sums)} sums: at most {MOST_SUMS} fit into one; make several studies of it")
         for planned in self.sums:
             if not planned.bound < planned.number_format.largest(max(num, 1)):
                 found.append(f"{planned.statistic}: numbers up to {planned.bound:g} from {num} sites do not fit in its number format")

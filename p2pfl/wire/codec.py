@@ -61,7 +61,7 @@ def decode(frames: Sequence[Frame]) -> tuple[Message, memoryview]:
     """
     if not 1 <= len(frames) <= 2:  # noqa: PLR2004
         raise BadMessage(f"{len(frames)} frames: expected 1 or 2")
-    fields = _unpack(frames[0])
+    fields = unpacked(frames[0])
     version, code = fields.pop("v", None), fields.pop("t", None)
     if type(version) is not int:
         raise BadMessage("a header without a schema version")
@@ -74,7 +74,7 @@ def decode(frames: Sequence[Frame]) -> tuple[Message, memoryview]:
     try:
         message = _ADAPTERS[code].validate_python(fields)
     except ValidationError as error:
-        raise BadMessage(f"{kind}: {_first_fault(error)}") from None  # the cause would carry what the peer sent into our logs
+        raise BadMessage(f"{kind}: {first_fault(error)}") from None  # the cause would carry what the peer sent into our logs
     payload = memoryview(frames[1]) if len(frames) > 1 else memoryview(b"")
     wanted = (1, CHUNK_BYTES) if isinstance(message, Update | Chunk) else (0, 0)
     if not wanted[0] <= payload.nbytes <= wanted[1] or (len(frames) > 1) != (wanted[1] > 0):
@@ -82,7 +82,8 @@ def decode(frames: Sequence[Frame]) -> tuple[Message, memoryview]:
     return message, payload
 
 
-def _unpack(header: Frame) -> dict[str, Any]:
+def unpacked(header: Frame, *, most_items: int = _MAX_ITEMS) -> dict[str, Any]:
+    """Fields of a header by name, as msgpack has them; BadMessage where it is no map, or larger than any legal one."""
     size_bytes = memoryview(header).nbytes
     if size_bytes > MAX_HEADER_BYTES:
         raise BadMessage(f"a header of {size_bytes} bytes: expected at most {MAX_HEADER_BYTES}")
@@ -96,7 +97,7 @@ def _unpack(header: Frame) -> dict[str, Any]:
         return _unique(pairs)
 
     try:
-        fields = msgpack.unpackb(header, use_list=False, object_pairs_hook=unique, max_array_len=_MAX_ITEMS, max_map_len=_MAX_ITEMS)
+        fields = msgpack.unpackb(header, use_list=False, object_pairs_hook=unique, max_array_len=most_items, max_map_len=_MAX_ITEMS)
     except (ValueError, msgpack.UnpackException) as error:  # the library's own errors are of both kinds
         raise BadMessage(f"a header that is not msgpack: {type(error).__name__}") from None
     if not isinstance(fields, dict):
@@ -114,7 +115,7 @@ def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def _first_fault(error: ValidationError) -> str:
+def first_fault(error: ValidationError) -> str:
     """The first thing wrong, without what the peer sent: that may be long, or made to be seen in a log."""
     fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = ".".join(str(part) for part in fault["loc"])

@@ -25,6 +25,8 @@ from p2pfl.node.checkpoint import CHECKPOINT
 from p2pfl.runs.checkpoint import CheckpointFile, read_checkpoint, write_checkpoint
 from p2pfl.wire.codec import encode
 from p2pfl.wire.round_record import seal
+from p2pfl.wire.sum_codec import encode_sum
+from sum_samples import EVERY_SUM_MESSAGE
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "first"
 HEX = Path(__file__).parents[1] / "corpus"
@@ -64,6 +66,12 @@ def messages() -> dict[str, bytes]:
     refused = {name: content for name, content in refused.items() if len(content) < 4096}
     encoded = [wire_samples.frames_of(message) for message in (wire_samples.HELLO, wire_samples.CONTINUED, wire_samples.WHOLE)]
     return {"all": bytes_of(*each.values()), "encoded": bytes_of(*encoded), **after_hello, **refused}
+
+
+def sum_messages() -> dict[str, bytes]:
+    """One input for each message of secure sums, and one for all in a row."""
+    each = {type(message).__name__.lower(): [*encode_sum(message)] for message in EVERY_SUM_MESSAGE}
+    return {"all": bytes_of(*(frames for found in each.values() for frames in found)), **{name: bytes_of(*each[name]) for name in each}}
 
 
 def records() -> dict[str, bytes]:
@@ -174,6 +182,7 @@ def corpus() -> dict[str, dict[str, bytes]]:
     }
     return {
         "wire": messages(),
+        "sums": sum_messages(),
         "sealed": {"round": seal(wire_samples.RECORD, key.sign, bytes(32)), "ready": ready},
         "card": {"recorded": card},
         "study": {"recorded": study},

@@ -46,6 +46,7 @@ from p2pfl.transports import MemoryNetwork
 from p2pfl.wire import ready_record, round_record
 from p2pfl.wire.codec import decode, encode
 from p2pfl.wire.link import LinkSession
+from p2pfl.wire.sum_codec import SumAssembly, encode_sum
 
 CORPUS: Final = Path(__file__).parent / "corpus"
 """A folder for each target, with the inputs that every search begins with: valid ones, and what was once a finding."""
@@ -68,6 +69,7 @@ RECORDS: Final = (
     "summary.json",
 )
 MOST_FRAMES = 64
+MOST_SUM_BYTES = 2**20
 PASSPHRASE: Final = b"correct horse"
 TOKEN: Final = "0123456789abcdef" * 4
 
@@ -113,6 +115,18 @@ def wire(content: bytes) -> None:
         for session in sessions:
             with suppress(PeerError):
                 session.receive(frames, exchange=7)
+
+
+def sums(content: bytes) -> None:
+    """Messages of one neighbour in secure sums."""
+    assembly = SumAssembly(MOST_SUM_BYTES)
+    for frames in frames_of(content):
+        with suppress(BadMessage):
+            message = assembly.receive(frames)
+            if message is not None:
+                pieces = [*encode_sum(message)]
+                again = [SumAssembly(MOST_SUM_BYTES).receive(each) for each in pieces[:1] if len(pieces) == 1]
+                assert all([*encode_sum(each)] == pieces for each in again if each is not None), "a message changes by being encoded"
 
 
 def sealed(content: bytes) -> None:
@@ -257,7 +271,7 @@ def request(content: bytes) -> None:
 
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     target.__name__: target
-    for target in (wire, sealed, card, study, site, experiment, records, status, graph, table, checkpoint, state, key, request)
+    for target in (wire, sums, sealed, card, study, site, experiment, records, status, graph, table, checkpoint, state, key, request)
 }
 
 

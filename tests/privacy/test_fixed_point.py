@@ -103,3 +103,16 @@ def test_a_format_that_is_none_is_refused(bits, fraction_bits):
 def test_limbs_of_another_format_are_refused():
     with pytest.raises(ValueError, match="has not 2 limbs"):
         STATISTICS.decode(np.zeros((3, 1), dtype=np.uint64))
+
+
+@given(
+    st.lists(
+        st.integers(0, 2**127 - 1) | st.builds(lambda a, b, c: (a << b) + c, st.integers(1, 2**54), st.integers(0, 72), st.integers(0, 1))
+    )
+)
+def test_totals_of_two_limbs_are_rounded_once(magnitudes):
+    form = FixedPoint(bits=128, fraction_bits=60)
+    wholes = [sign * each for each in magnitudes for sign in (1, -1)]
+    limbs = np.array([[each & 2**64 - 1, each >> 64 & 2**64 - 1] for each in wholes], dtype=np.uint64).reshape(-1, 2)
+
+    assert form.decode(limbs).tolist() == [each / (1 << 60) for each in wholes]

@@ -12,8 +12,9 @@ from secure_members import Network, drawn_values, signing_key, terms_of
 
 from p2pfl.errors import BadMessage
 from p2pfl.privacy.fixed_point import added
-from p2pfl.protocol.secure_messages import MaskedSubtotal, SignedTotal, Total, sign
+from p2pfl.protocol.early_messages import EarlyMessages
 from p2pfl.protocol.secure_sum import SecureSum
+from p2pfl.wire.secure_messages import MaskedDigest, MaskedSubtotal, SignedTotal, Total, sign
 
 
 def network(graph, *, seed=0, **more):
@@ -187,10 +188,23 @@ def test_a_statement_counts_under_its_members_signature_and_once():
 
 def test_more_messages_before_their_time_than_there_can_be_are_refused():
     found = network(nx.path_graph(3))
-    head = {"sum_id": "", "limbs": np.zeros((3, 2), dtype=np.uint64), "position": 0}
+    head = {"member": 0, "sum_id": "", "digest": bytes(32), "position": 0}
     for number in range(8 * (3 + 1)):
-        found.members[1].receive(0, MaskedSubtotal(transcript=bytes([number] * 32), **head), 0.0)
+        found.members[1].receive(0, MaskedDigest(transcript=bytes([number] * 32), **head), 0.0)
     with pytest.raises(BadMessage, match="too_early"):
-        found.members[1].receive(0, MaskedSubtotal(transcript=bytes([99] * 32), **head), 0.0)
+        found.members[1].receive(0, MaskedDigest(transcript=bytes([99] * 32), **head), 0.0)
     found.run()
     found.assert_exact()
+
+
+def test_a_neighbour_fills_little_memory_with_arrays_before_their_time():
+    early = EarlyMessages(50)
+    limbs = np.zeros((3, 2), dtype=np.uint64)
+    arrays = [MaskedSubtotal(transcript=bytes([each] * 32), sum_id="cc" * 32, position=0, limbs=limbs) for each in range(9)]
+    for each in arrays[:4]:
+        early.keep(1, each)
+    with pytest.raises(BadMessage, match="too_early"):
+        early.keep(1, arrays[4])
+    early.keep(2, arrays[5])
+
+    assert [sender for sender, _ in early.take_all()] == [1, 1, 1, 1, 2]

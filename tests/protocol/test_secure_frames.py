@@ -10,7 +10,7 @@ from secure_members import STATISTICS, Network, terms_of
 
 from p2pfl.privacy.fixed_point import FixedPoint
 from p2pfl.privacy.masks import SessionMasks
-from p2pfl.protocol.secure_messages import MaskedSubtotal
+from p2pfl.wire.secure_messages import MaskedSubtotal
 
 DRAWS = 100_000
 LEAST_P = 1e-9

@@ -13,7 +13,7 @@ from secure_members import STATISTICS, ListStore, Network, drawn_values, terms_o
 
 from p2pfl.errors import ConfigError
 from p2pfl.privacy.fixed_point import subtracted
-from p2pfl.protocol.secure_messages import MaskedSubtotal, SignedTotal, Total
+from p2pfl.wire.secure_messages import MaskedSubtotal, SignedTotal, Total
 
 
 def network(graph, participants=None, *, seed=0, **more):

@@ -11,8 +11,8 @@ from secure_members import signing_key, terms_of
 
 from p2pfl.errors import BadMessage, ConfigError
 from p2pfl.privacy.fixed_point import FixedPoint, added
-from p2pfl.protocol.secure_messages import sign
 from p2pfl.protocol.secure_session import SecureSession
+from p2pfl.wire.secure_messages import sign
 
 
 def sessions(num_members, participants=None, number=1):

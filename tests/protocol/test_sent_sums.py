@@ -10,9 +10,9 @@ import pytest
 from secure_members import STATISTICS, ListStore, Network, drawn_values, identity, signing_key, terms_of
 
 from p2pfl.errors import ConfigError, StoreError
-from p2pfl.protocol.secure_messages import MaskedDigest, MaskedSubtotal
 from p2pfl.protocol.sent_sums import note_before_sending, note_heard_sets
 from p2pfl.protocol.set_consent import SetConsent, sign_consent
+from p2pfl.wire.secure_messages import MaskedDigest, MaskedSubtotal
 
 INTEGERS = STATISTICS.encode([1.0, 2.0, 3.0])
 FIVE = terms_of(6, [0, 1, 2, 3, 4])

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pfl.privacy.fixed_point import added
-from p2pfl.protocol.secure_messages import CheckValue
 from p2pfl.protocol.secure_tree import sum_tree
 from p2pfl.protocol.sum_check import MODULUS, alterations, coefficients, combination
+from p2pfl.wire.secure_messages import CheckValue
 
 NUMBERS = st.integers(0, MODULUS - 1) | st.sampled_from([0, 1, 2**63, 2**64 - 1, 2**64, 2**127, MODULUS - 1])
 TREE = sum_tree([set(graph) for _, graph in nx.path_graph(4).adjacency()], range(4))

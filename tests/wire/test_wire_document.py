@@ -6,6 +6,7 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
+import msgpack
 import pytest
 
 from p2pfl.wire.codec import CHUNK_BYTES, MAX_HEADER_BYTES
@@ -13,7 +14,9 @@ from p2pfl.wire.link import TRANSITIONS, HandshakeEvent, LinkState
 from p2pfl.wire.messages import MAX_CHANNELS, MAX_MERGED, MAX_READY, MAX_READY_BYTES, MAX_RECORD_BYTES, MAX_RECORDS, MESSAGES
 from p2pfl.wire.ready_record import ReadyRecord
 from p2pfl.wire.round_record import RoundRecord
+from p2pfl.wire.sum_codec import SUM_CODES, encode_sum
 from p2pfl.wire.update import DTYPES
+from sum_samples import EVERY_SUM_MESSAGE, SUBTOTAL
 from wire_samples import CONTINUED, EVERY_MESSAGE, PAYLOAD, frames_of
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
@@ -31,6 +34,8 @@ COLUMNS = (
 
 
 EXAMPLES = (*EVERY_MESSAGE, CONTINUED)
+OF_SUMS = [bytes(next(encode_sum(message))[0]) for message in EVERY_SUM_MESSAGE]
+PART = msgpack.packb({"v": 6, "t": 25, "offset": 2**20})
 
 
 @pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: type(message).__name__)
@@ -39,7 +44,16 @@ def test_every_message_is_there_byte_by_byte(message):
 
 
 def test_no_bytes_are_there_that_the_code_would_not_send():
-    assert sorted([PAYLOAD, bytes(frames_of(CONTINUED)[1]), *(frames_of(message)[0] for message in EXAMPLES)]) == sorted(DUMPS)
+    payloads = [PAYLOAD, bytes(frames_of(CONTINUED)[1]), bytes(next(encode_sum(SUBTOTAL))[1])]
+    assert sorted([*payloads, *(frames_of(message)[0] for message in EXAMPLES), *OF_SUMS, PART]) == sorted(DUMPS)
+
+
+@pytest.mark.parametrize("kind", SUM_CODES)
+def test_every_message_of_secure_sums_is_in_the_table_with_its_keys(kind):
+    name = {"MaskedSubtotal": "SubtotalHead", "Total": "TotalHead"}.get(kind.__name__, kind.__name__)
+    (line,) = re.findall(rf"^\| {SUM_CODES[kind]} \| {name} .*$", DOCUMENT, flags=re.MULTILINE)
+
+    assert [field.name for field in fields(kind)] == sorted(re.findall(r"`(\w+)`", line), key=[f.name for f in fields(kind)].index)
 
 
 @pytest.mark.parametrize("kind", MESSAGES.values())

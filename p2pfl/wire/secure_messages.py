@@ -9,14 +9,62 @@ Shapes: L limbs of a number, 1 or 2.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Final, Protocol, TypeVar
+from typing import Annotated, Any, Final, Protocol, TypeVar
 
+import numpy as np
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from numpy.typing import NDArray
+from pydantic import AfterValidator, BeforeValidator, Field, Strict
 
-from p2pfl.errors import BadMessage
+from p2pfl.errors import BadMessage, on_one_line
 from p2pfl.governance.encoding import canonical
-from p2pfl.privacy.fixed_point import Limbs
+
+MOST_MEMBERS: Final = 65_536
+"""Members of a study in which sums are made."""
+
+MOST_PARTICIPANTS: Final = 256
+"""Up to here each participant of a sum shares a key with every other one."""
+
+MOST_SUMS: Final = 512
+"""Sums in one plan: their ids with a digest each fit into one header."""
+
+MOST_REASON: Final = 500
+"""Code points of the sentence that says why a session has ended."""
+
+RESIDUE_BYTES: Final = 16
+"""Bytes of a number modulo 2^128, the lowest first."""
+
+
+def _residue(raw: Any) -> int:
+    if not isinstance(raw, bytes) or len(raw) != RESIDUE_BYTES:
+        raise ValueError(f"expected {RESIDUE_BYTES} bytes")
+    return int.from_bytes(raw, "little")
+
+
+def _on_one_line(text: str) -> str:
+    if on_one_line(text) != text:
+        raise ValueError("expected one line without control characters")
+    return text
+
+
+def sentence(text: str) -> str:
+    """Make a text one that travels: on one line, and cut where it is too long."""
+    return on_one_line(text)[:MOST_REASON]
+
+
+Limbs = NDArray[np.uint64]
+"""(..., L), little-endian: limb 0 counts ones, limb 1 counts 2^64."""
+
+Place = Annotated[int, Strict(), Field(ge=0, lt=MOST_MEMBERS)]
+Places = Annotated[tuple[Place, ...], Strict(), Field(max_length=MOST_PARTICIPANTS)]
+HexDigest = Annotated[str, Strict(), Field(pattern=r"\A[0-9a-f]{64}\z")]
+Digest = Annotated[bytes, Strict(), Field(min_length=32, max_length=32)]
+Signature = Annotated[bytes, Strict(), Field(min_length=64, max_length=64)]
+SessionNumber = Annotated[int, Strict(), Field(ge=1, lt=2**53)]
+Position = Annotated[int, Strict(), Field(ge=0, lt=MOST_SUMS)]
+Residue = Annotated[int, BeforeValidator(_residue)]
+Sentence = Annotated[str, Strict(), Field(min_length=1, max_length=MOST_REASON), AfterValidator(_on_one_line)]
 
 
 class Signed(Protocol):
@@ -44,18 +92,18 @@ S = TypeVar("S", bound=Signed)
 class Opening:
     """A participant's readiness for a session, and its fresh public key in it."""
 
-    member: int
-    study: str
+    member: Place
+    study: HexDigest
     """Digest of the study, 64 hex digits."""
-    plan: str
+    plan: HexDigest
     """Digest of the sums that are planned, 64 hex digits."""
-    participants: tuple[int, ...]
-    session: int
-    public: bytes
+    participants: Places
+    session: SessionNumber
+    public: Digest
     """X25519 public key of this session only, 32 bytes."""
-    nonce: bytes
+    nonce: Digest
     """32 random bytes, from which the group key is made."""
-    signature: bytes = b""
+    signature: Signature = b""
 
     def signed_content(self) -> bytes:
         """Canonical bytes of all fields but the signature."""
@@ -67,11 +115,15 @@ class Opening:
 class HeldTotals:
     """All totals that a member holds when a session opens: they are final and are not computed again."""
 
-    member: int
-    transcript: bytes
-    macs: tuple[tuple[str, bytes], ...]
+    member: Place
+    transcript: Digest
+    macs: Annotated[tuple[tuple[HexDigest, Digest], ...], Strict(), Field(max_length=MOST_SUMS)]
     """Sum ids with the HMAC of each total under the group key of this session, sorted."""
-    signature: bytes = b""
+    signature: Signature = b""
+
+    def has(self, sum_id: str) -> bool:
+        """Whether the member holds the total of a sum."""
+        return any(each == sum_id for each, _ in self.macs)
 
     def signed_content(self) -> bytes:
         """Canonical bytes of all fields but the signature."""
@@ -83,13 +135,13 @@ class HeldTotals:
 class MaskedDigest:
     """A participant's commitment to its masked array in a checked sum, before the first array is added."""
 
-    member: int
-    transcript: bytes
-    sum_id: str
-    position: int
-    digest: bytes
+    member: Place
+    transcript: Digest
+    sum_id: HexDigest
+    position: Position
+    digest: Digest
     """SHA-256 of the masked array, little-endian."""
-    signature: bytes = b""
+    signature: Signature = b""
 
     def signed_content(self) -> bytes:
         """Canonical bytes of all fields but the signature."""
@@ -100,14 +152,14 @@ class MaskedDigest:
 class SignedTotal:
     """A member's statement of the total that it holds, without the total."""
 
-    member: int
-    transcript: bytes
-    sum_id: str
-    position: int
-    participants: tuple[int, ...]
-    mac: bytes
+    member: Place
+    transcript: Digest
+    sum_id: HexDigest
+    position: Position
+    participants: Places
+    mac: Digest
     """HMAC-SHA256 of the total under the group key: a small count is not guessed from it."""
-    signature: bytes = b""
+    signature: Signature = b""
 
     def signed_content(self) -> bytes:
         """Canonical bytes of all fields but the signature."""
@@ -119,17 +171,17 @@ class SignedTotal:
 class CheckValue:
     """Random combinations, modulo 2^128, of the arrays that a member of the tree has sent and received in a checked sum."""
 
-    member: int
-    transcript: bytes
-    sum_id: str
-    position: int
-    own: int
+    member: Place
+    transcript: Digest
+    sum_id: HexDigest
+    position: Position
+    own: Residue
     """The combination for its masked array; 0 where it has none."""
-    received: tuple[tuple[int, int], ...]
+    received: Annotated[tuple[tuple[Place, Residue], ...], Strict(), Field(max_length=MOST_PARTICIPANTS)]
     """The one for the subtotal that each child has sent, by the child, sorted."""
-    sent: int
+    sent: Residue
     """The one for the subtotal that it has sent to its parent; at the root, for the total."""
-    signature: bytes = b""
+    signature: Signature = b""
 
     def signed_content(self) -> bytes:
         """Canonical bytes of all fields but the signature; numbers of 128 bits as text."""
@@ -142,14 +194,14 @@ class CheckValue:
 class SessionEnd:
     """A member's word that a session is over before its plan is, and why."""
 
-    member: int
-    study: str
-    session: int
-    reason: str
+    member: Place
+    study: HexDigest
+    session: SessionNumber
+    reason: Sentence
     """One sentence."""
-    names: tuple[int, ...]
+    names: Places
     """Members that are away, or between which something went wrong."""
-    signature: bytes = b""
+    signature: Signature = b""
 
     def signed_content(self) -> bytes:
         """Canonical bytes of all fields but the signature."""
@@ -160,8 +212,8 @@ class SessionEnd:
 class MaskedSubtotal:
     """Masked arrays of one branch of the tree, added up: from a child to its parent."""
 
-    transcript: bytes
-    sum_id: str
+    transcript: Digest
+    sum_id: HexDigest
     position: int
     limbs: Limbs
     """(..., L)"""
@@ -171,8 +223,8 @@ class MaskedSubtotal:
 class Total:
     """The total of all participants: from a parent to its child, or from a member that held it before the session."""
 
-    transcript: bytes
-    sum_id: str
+    transcript: Digest
+    sum_id: HexDigest
     position: int
     """-1 where it was held before the session."""
     limbs: Limbs
@@ -183,7 +235,7 @@ class Total:
 class LastSignedRequest:
     """Question of a node that starts: what is the newest that it has signed itself? A neighbour answers with its opening and total."""
 
-    member: int
+    member: Place
 
 
 Flooded = Opening | HeldTotals | MaskedDigest | SignedTotal | CheckValue | SessionEnd

@@ -1,0 +1,283 @@
+"""A site's memory of secure sums in a folder: what it has sent and heard of, its sessions, and totals that are final.
+
+The log is append-only, over all studies of the site. Each line carries an HMAC of itself and of the line before it under the site's own
+key, so that damage and lines that were taken out are found. An entry is on the disk before the first masked byte of its sum leaves. A log
+that has lost its last lines is one from a backup: no file can show that, but neighbours tell it (`signed_history`).
+
+Files: `key` (32 random bytes), `log.jsonl`, `totals/STUDY/SUM`, `signed/STUDY`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hmac
+import json
+import os
+import secrets
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Final, Self
+
+import msgpack
+import numpy as np
+
+from p2pfl.errors import BadMessage, ConfigError, StoreError, store_error
+from p2pfl.governance.encoding import canonical
+from p2pfl.privacy.fixed_point import Limbs
+from p2pfl.protocol.sent_sums import HeardSet, SentSum
+from p2pfl.runs.open_files import open_patiently, replacing, sync_file
+from p2pfl.wire.secure_messages import Opening, SignedTotal
+from p2pfl.wire.sum_codec import SumAssembly, encode_sum
+
+KEY_BYTES: Final = 32
+_MAC_BYTES = 32
+_MAC_DIGITS = 2 * _MAC_BYTES
+_REMEDY = "restore the folder from its newest backup; without it this site must not answer these statistics again"
+_COPY_REMEDY = "remove the file: neighbours that hold it as well send it again"
+
+
+class SumFolder:
+    """The files of one site's sums, open inside `with`; implements `SumStore`.
+
+    Args:
+        folder: of this site alone, the same for all its studies; it is made where it is not there.
+
+    Raises:
+        ConfigError: another process is at work on the folder.
+        StoreError: a file in it is damaged, or the disk failed; the message names the file.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._log = folder / "log.jsonl"
+        self._descriptor: int | None = None
+        self._key = b""
+        self._sent: list[SentSum] = []
+        self._heard: list[HeardSet] = []
+        self._sessions: dict[str, int] = {}
+        self._blocks: dict[str, int] = {}
+        self._last_mac, self._size_bytes = b"", 0
+        self._is_broken = False
+        self._at_work = threading.Lock()  # a thread that a cancelled node has left behind may still be writing
+
+    def __enter__(self) -> Self:
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = open_patiently(
+                lambda: os.open(self._log, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            )
+        except OSError as error:
+            raise store_error(self._log, error) from error
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ConfigError("another process of this site makes sums with this folder: stop it first", str(self.folder)) from error
+            self._descriptor = descriptor
+            content = self._log.read_bytes()
+            self._key = self._read_key(has_log=bool(content))
+            self._read_log(content)
+            sync_file(self._log)  # what it says decides what is sent
+        except BaseException:
+            os.close(descriptor)
+            self._descriptor = None
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        with self._at_work:
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+                self._descriptor = None
+
+    # ---- the log
+
+    @property
+    def key(self) -> bytes:
+        """Secret of the site for `SentSum.integers`."""
+        return self._key
+
+    def sent(self) -> Sequence[SentSum]:
+        """All sums into which this site has sent, the oldest first."""
+        return self._sent
+
+    def append_sent(self, entry: SentSum) -> None:
+        """Write an entry durably; StoreError where that fails, and then nothing may be sent."""
+        of_set = sorted(entry.participants)
+        head = {"sum": entry.sum_id, "statistic": entry.statistic_id, "plan": entry.plan, "integers": entry.integers.hex()}
+        self._append({"kind": "sent", **head, "set": of_set})
+        self._sent.append(entry)
+
+    def heard(self) -> Sequence[HeardSet]:
+        """All sets of others that this site has heard of."""
+        return self._heard
+
+    def append_heard(self, entry: HeardSet) -> None:
+        """Write a set of others durably; StoreError where that fails."""
+        self._append({"kind": "heard", "question": entry.question_id, "set": sorted(entry.participants)})
+        self._heard.append(entry)
+
+    def last_session(self, study: str) -> int:
+        """Number of the last session of a study that this site has opened; 0 where there is none."""
+        return self._sessions.get(study, 0)
+
+    def append_session(self, study: str, number: int) -> None:
+        """Write durably that a session is opened; StoreError where that fails, and then it may not be opened."""
+        self._append({"kind": "session", "study": study, "number": number})
+        self._sessions[study] = number
+
+    def blocked_until(self, study: str) -> int:
+        """Position of the last sum of a study into which this site may not send; -1 where there is none."""
+        return self._blocks.get(study, -1)
+
+    def append_block(self, study: str, position: int) -> None:
+        """Write durably that nothing may be sent up to a position; StoreError where that fails."""
+        self._append({"kind": "block", "study": study, "position": position})
+        self._blocks[study] = position
+
+    def _append(self, entry: Mapping[str, Any]) -> None:
+        with self._at_work:
+            self._append_now(entry)
+
+    def _append_now(self, entry: Mapping[str, Any]) -> None:
+        if self._descriptor is None:
+            raise ValueError("the folder of sums is not open")
+        if self._is_broken:
+            raise StoreError(f"{self._log}: the disk has refused an entry before, and what is on it is not known; start again")
+        text = canonical(entry)
+        mac = hmac.digest(self._key, self._last_mac + text, "sha256")
+        line = mac.hex().encode() + b" " + text + b"\n"
+        try:
+            self._write(line)
+        except OSError as error:
+            try:
+                os.ftruncate(self._descriptor, self._size_bytes)  # half a line would look like damage
+            except OSError:
+                self._is_broken = True
+            raise store_error(self._log, error) from error
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            self._is_broken = True  # the system may have dropped the pages that it could not write
+            raise store_error(self._log, error) from error
+        self._last_mac, self._size_bytes = mac, self._size_bytes + len(line)
+
+    def _write(self, line: bytes) -> None:
+        assert self._descriptor is not None
+        rest = memoryview(line)
+        while rest:
+            rest = rest[os.write(self._descriptor, rest) :]
+
+    def _read_key(self, *, has_log: bool) -> bytes:
+        path = self.folder / "key"
+        if not path.exists() and not has_log:
+            with _replaced(path) as file:
+                file.write(secrets.token_bytes(KEY_BYTES))
+        try:
+            key = path.read_bytes()
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be read: {error.strerror}; {_REMEDY}") from error
+        if len(key) != KEY_BYTES:
+            raise StoreError(f"{path}: {len(key)} bytes where {KEY_BYTES} are expected; {_REMEDY}")
+        return key
+
+    def _read_log(self, content: bytes) -> None:
+        assert self._descriptor is not None
+        *lines, torn = content.split(b"\n")
+        for number, line in enumerate(lines, start=1):
+            mac, text = line[:_MAC_DIGITS], line[_MAC_DIGITS + 1 :]
+            expected = hmac.digest(self._key, self._last_mac + text, "sha256")
+            if not hmac.compare_digest(mac, expected.hex().encode()):
+                raise StoreError(f"{self._log}: line {number} is damaged, or lines before it are missing; {_REMEDY}")
+            self._last_mac = expected
+            self._take(json.loads(text))
+        if torn:  # its writer died before it was on the disk: nothing of it has been sent
+            try:
+                os.ftruncate(self._descriptor, len(content) - len(torn))
+            except OSError as error:
+                raise store_error(self._log, error) from error
+        self._size_bytes = len(content) - len(torn)
+
+    def _take(self, entry: Mapping[str, Any]) -> None:
+        match entry["kind"]:
+            case "sent":
+                self._sent.append(
+                    SentSum(
+                        sum_id=entry["sum"],
+                        statistic_id=entry["statistic"],
+                        participants=frozenset(entry["set"]),
+                        plan=entry["plan"],
+                        integers=bytes.fromhex(entry["integers"]),
+                    )
+                )
+            case "heard":
+                self._heard.append(HeardSet(question_id=entry["question"], participants=frozenset(entry["set"])))
+            case "session":
+                self._sessions[entry["study"]] = entry["number"]
+            case "block":
+                self._blocks[entry["study"]] = entry["position"]
+            case kind:
+                raise StoreError(f"{self._log}: an entry of kind {kind!r}, which this version does not know; use the newer one again")
+
+    # ---- copies of what others hold as well
+
+    def totals(self, study: str) -> dict[str, Limbs]:
+        """Confirmed totals of a study by their sum ids; StoreError where a file is damaged."""
+        folder = self.folder / "totals" / study
+        paths = sorted(folder.iterdir()) if folder.is_dir() else []
+        return {path.name: self._read_total(path) for path in paths if not path.name.endswith(".tmp")}
+
+    def keep_total(self, study: str, sum_id: str, total: Limbs) -> None:
+        """Write a confirmed total; StoreError where that fails."""
+        self._keep(self.folder / "totals" / study / sum_id, canonical(list(total.shape)) + b"\n" + total.astype("<u8").tobytes())
+
+    def _read_total(self, path: Path) -> Limbs:
+        shape, _, words = self._read(path).partition(b"\n")
+        return np.frombuffer(words, dtype="<u8").astype(np.uint64).reshape(json.loads(shape))
+
+    def signed(self, study: str) -> list[Opening | SignedTotal]:
+        """The newest that members of a study have signed, as it was kept; StoreError where the file is damaged."""
+        path = self.folder / "signed" / study
+        if not path.exists():
+            return []
+        try:
+            found = [SumAssembly(0).receive([header]) for header in msgpack.unpackb(self._read(path))]
+        except (BadMessage, ValueError) as error:
+            raise StoreError(f"{path}: is not of this version; {_COPY_REMEDY}") from error
+        return [each for each in found if isinstance(each, (Opening, SignedTotal))]
+
+    def keep_signed(self, study: str, messages: Sequence[Opening | SignedTotal]) -> None:
+        """Write the newest that members have signed, in place of what was kept; StoreError where that fails."""
+        self._keep(self.folder / "signed" / study, msgpack.packb([bytes(next(encode_sum(each))[0]) for each in messages]))
+
+    def _keep(self, path: Path, content: bytes) -> None:
+        mac = hmac.digest(self._key, f"{path.parent.name}/{path.name}/".encode() + content, "sha256")
+        with _replaced(path) as file:
+            file.write(mac)
+            file.write(content)
+
+    def _read(self, path: Path) -> bytes:
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
+        mac = hmac.digest(self._key, f"{path.parent.name}/{path.name}/".encode() + content[_MAC_BYTES:], "sha256")
+        if not hmac.compare_digest(content[:_MAC_BYTES], mac):
+            raise StoreError(f"{path}: is damaged; {_COPY_REMEDY}")
+        return content[_MAC_BYTES:]
+
+
+def _replaced(path: Path) -> AbstractContextManager[IO[Any]]:
+    """Replace a private file as a whole, durably."""
+    temporary = path.with_name(path.name + ".tmp")
+    return replacing(path, temporary, lambda: _opened(temporary))
+
+
+def _opened(path: Path) -> IO[bytes]:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with suppress(FileNotFoundError):
+        path.unlink()  # one that a killed process left
+    return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")  # noqa: PTH123  # Path.open takes no mode

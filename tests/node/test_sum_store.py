@@ -1,0 +1,160 @@
+"""A site's memory of its sums on the disk: there after a restart, found out where it is damaged, and never half an entry."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from p2pfl.errors import ConfigError, DiskFull, StoreError
+from p2pfl.node.sum_store import SumFolder
+from p2pfl.protocol.sent_sums import HeardSet, SentSum
+from sum_samples import OPENING, SIGNED
+
+STUDY, OTHER = "5a" * 32, "bc" * 32
+SENT = SentSum(sum_id="cc" * 32, statistic_id="dd" * 32, participants=frozenset({"aa", "bb"}), plan="ee" * 32, integers=b"\x07" * 32)
+HEARD = HeardSet(question_id="0f" * 32, participants=frozenset({"aa", "cc"}))
+TOTAL = np.array([[1, 2], [2**64 - 1, 3]], dtype=np.uint64)
+
+
+def filled(folder):
+    with SumFolder(folder) as store:
+        store.append_session(STUDY, 1)
+        store.append_sent(SENT)
+        store.append_heard(HEARD)
+        store.append_session(STUDY, 4)
+        store.append_block(STUDY, 2)
+        store.keep_total(STUDY, SENT.sum_id, TOTAL)
+        store.keep_signed(STUDY, [OPENING, SIGNED])
+        return store.key
+
+
+def test_all_is_there_after_a_restart(tmp_path):
+    key = filled(tmp_path / "sums")
+    with SumFolder(tmp_path / "sums") as store:
+        assert store.key == key
+        assert (store.sent(), store.heard()) == ([SENT], [HEARD])
+        assert (store.last_session(STUDY), store.blocked_until(STUDY)) == (4, 2)
+        assert (store.last_session(OTHER), store.blocked_until(OTHER)) == (0, -1)
+        assert [*store.totals(STUDY)] == [SENT.sum_id]
+        assert store.totals(STUDY)[SENT.sum_id].tolist() == TOTAL.tolist()
+        assert (store.totals(OTHER), store.signed(OTHER)) == ({}, [])
+        assert store.signed(STUDY) == [OPENING, SIGNED]
+
+
+def test_nobody_else_may_read_the_files(tmp_path):
+    filled(tmp_path / "sums")
+    files = [path for path in (tmp_path / "sums").rglob("*") if path.is_file()]
+
+    assert sorted(path.name for path in files) == sorted(["key", "log.jsonl", SENT.sum_id, STUDY])
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
+
+
+def test_two_processes_of_a_site_do_not_share_the_folder(tmp_path):
+    with SumFolder(tmp_path), pytest.raises(ConfigError, match="another process"), SumFolder(tmp_path):
+        pass
+
+
+def changed_byte(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def without_a_line(path):
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:1] + lines[2:]))
+
+
+@pytest.mark.parametrize("damage", [changed_byte, without_a_line])
+def test_a_damaged_log_is_named(tmp_path, damage):
+    filled(tmp_path)
+    damage(tmp_path / "log.jsonl")
+    with pytest.raises(StoreError, match=r"log\.jsonl: line \d is damaged"), SumFolder(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("name", ["totals", "signed"])
+def test_a_damaged_copy_is_named(tmp_path, name):
+    filled(tmp_path)
+    (path,) = [each for each in (tmp_path / name).rglob("*") if each.is_file()]
+    changed_byte(path)
+    with SumFolder(tmp_path) as store, pytest.raises(StoreError, match=f"{path.name}: is damaged; remove the file"):
+        _ = store.totals(STUDY), store.signed(STUDY)
+
+
+def test_a_total_under_anothers_name_is_damage(tmp_path):
+    filled(tmp_path)
+    folder = tmp_path / "totals" / STUDY
+    (folder / SENT.sum_id).rename(folder / ("ab" * 32))
+    with SumFolder(tmp_path) as store, pytest.raises(StoreError, match="is damaged"):
+        store.totals(STUDY)
+
+
+@pytest.mark.parametrize("key", [None, b"short"])
+def test_a_log_without_its_key_is_not_begun_anew(tmp_path, key):
+    filled(tmp_path)
+    (tmp_path / "key").unlink()
+    if key:
+        (tmp_path / "key").write_bytes(key)
+    with pytest.raises(StoreError, match="key: "), SumFolder(tmp_path):
+        pass
+
+
+def test_half_an_entry_of_a_killed_process_is_cut_off(tmp_path):
+    filled(tmp_path)
+    whole = (tmp_path / "log.jsonl").read_bytes()
+    (tmp_path / "log.jsonl").write_bytes(whole + whole[:40])
+    with SumFolder(tmp_path) as store:
+        store.append_session(OTHER, 9)
+    with SumFolder(tmp_path) as store:
+        assert (store.sent(), store.last_session(OTHER)) == ([SENT], 9)
+
+
+def test_an_entry_that_the_disk_has_no_room_for_leaves_nothing(tmp_path, monkeypatch):
+    filled(tmp_path)
+    before, write = (tmp_path / "log.jsonl").read_bytes(), os.write
+
+    def full(descriptor, content):
+        if len(content) > 40:
+            return write(descriptor, content[:40])
+        raise OSError(errno.ENOSPC, "no space")
+
+    with SumFolder(tmp_path) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", full)
+            with pytest.raises(DiskFull, match=r"log\.jsonl"):
+                store.append_session(OTHER, 1)
+        assert store.last_session(OTHER) == 0
+        assert (tmp_path / "log.jsonl").read_bytes() == before
+        store.append_session(OTHER, 2)
+    with SumFolder(tmp_path) as store:
+        assert store.last_session(OTHER) == 2
+
+
+def test_after_a_failed_wait_for_the_disk_nothing_more_is_written(tmp_path, monkeypatch):
+    def fails(_descriptor):
+        raise OSError(errno.EIO, "input/output error")
+
+    with SumFolder(tmp_path) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", fails)
+            with pytest.raises(StoreError, match="input/output error"):
+                store.append_sent(SENT)
+        assert store.sent() == []
+        with pytest.raises(StoreError, match="start again"):
+            store.append_sent(SENT)
+
+
+def test_a_restored_copy_is_an_earlier_state_and_nothing_else(tmp_path):
+    with SumFolder(tmp_path / "sums") as store:
+        store.append_session(STUDY, 1)
+    shutil.copytree(tmp_path / "sums", tmp_path / "backup")
+    filled_later = tmp_path / "sums"
+    with SumFolder(filled_later) as store:
+        store.append_sent(SENT)
+    with SumFolder(tmp_path / "backup") as store:
+        assert (store.sent(), store.last_session(STUDY)) == ([], 1)
