@@ -20,7 +20,13 @@ from p2pfl.statistics.sums import Numbers, Result, Rows, SumRequest
 
 
 def sum_terms(
-    study: Study, sums: Sequence[PlannedSum], *, participants: Collection[str] | None = None, curious: int = 1, check: bool = False
+    study: Study,
+    sums: Sequence[PlannedSum],
+    *,
+    participants: Collection[str] | None = None,
+    curious: int = 1,
+    check: bool = False,
+    agreement: str = "",
 ) -> SumTerms:
     """Terms of sums between the members of a study.
 
@@ -30,6 +36,7 @@ def sum_terms(
         participants: names of those that add numbers; None: all members.
         curious: how many members may put together what they know.
         check: whether a member that alters a sum is found.
+        agreement: digest of what members agree on beside the sums; empty where there is nothing.
 
     Raises:
         ConfigError: a participant is no member, there are too few, or a bound does not fit.
@@ -46,6 +53,7 @@ def sum_terms(
         identities=tuple(study.member(name).identity for name in names),
         curious=curious,
         check=check,
+        agreement=agreement,
     )
 
 
@@ -95,8 +103,18 @@ def analyse_with_others(
     neighbours = [[places[other] for other in study.neighbours(name)] for name in names]
     links = own_links(site, study, card, identity.curve_secret)
     with SumFolder(memory_of(site)) as folder:
+        _check_plan(folder, terms, first)
         node = SumNode(terms, neighbours, places[site.member], identity.signing, folder, links, **settings)
         if places[site.member] not in terms.participants:
             asyncio.run(node.relay())
             return None
         return asyncio.run(node.analyse(analysis, rows, first=first))
+
+
+def _check_plan(folder: SumFolder, terms: SumTerms, first: int) -> None:
+    """Refuse a first sum that was begun under another plan: its total, which may be here, belongs to that one."""
+    sum_id = terms.sum_id(first, [])
+    if any(entry.sum_id == sum_id and entry.plan != terms.plan for entry in folder.sent()):
+        raise ConfigError(
+            f"{terms.sums[first].statistic}: this site has sent it under another plan; go on with that plan, or ask in another study"
+        )

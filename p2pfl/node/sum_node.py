@@ -42,6 +42,9 @@ T = TypeVar("T")
 PATIENCE_S: Final = 60.0
 PRESENCE_S: Final = 1.0
 LINGER_S: Final = 60.0
+NO_NUMBERS: Final = "gives no numbers to"
+OTHER_PLAN: Final = "has another plan of sums"
+"""Why a session has ended, after a member's name."""
 MOST_SESSIONS_AHEAD: Final = 2**20
 """An opening of a session further ahead than this is no honest one; taking it would use up the numbers."""
 REPEAT_AFTER: Final = 3
@@ -118,6 +121,8 @@ class SumNode:
         self._ended_s: float | None = None
         self._patience_s = patience_s
         self._heard_since_end: set[int] = set()
+        self._first_heard_s: dict[int, float] = {}
+        """When neighbours were heard for the first time, by their places."""
         self.counters: Counter[str] = Counter()
         """Numbers of messages refused, by reason."""
 
@@ -235,16 +240,29 @@ class SumNode:
         except ConfigError:
             name, statistic = self.terms.names[self._me], self.terms.sums[position].statistic
             # why is not said: it could tell something of the numbers
-            await self._turn("leave", lambda _: self.member.leave(f"{name}: gives no numbers to {statistic}"))
+            await self._turn("leave", lambda _: self.member.leave(f"{name}: {NO_NUMBERS} {statistic}"))
             raise
         return own
 
     def _check_goes_on(self) -> None:
         """Raise a SumSessionEnded where the session has ended and this node has waited long enough for the next one."""
         ended = self.member.ended
-        if ended is not None and self._ended_s is not None and self._now_s() - self._ended_s >= self._wait_s:
+        if (
+            ended is not None
+            and self._ended_s is not None
+            and self._now_s() - self._ended_s >= self._wait_s
+            and not self._has_to_tell(ended)
+        ):
             names = self.terms.names
             raise SumSessionEnded(ended.reason, [names[each] for each in ended.names if each < len(names)])
+
+    def _has_to_tell(self, ended: SessionEnd) -> bool:
+        """Whether neighbours that come later have to hear of another plan: they would wait for this node."""
+        now_s = self._now_s()
+        if not ended.reason.endswith(f": {OTHER_PLAN}") or now_s - (self._ended_s or 0.0) >= self._patience_s:
+            return False
+        heard_s = [self._first_heard_s.get(place, now_s) for place in self._links]
+        return any(now_s - each <= (REPEAT_AFTER + 1) * self._presence_s for each in heard_s)
 
     async def _stay(self) -> None:
         """Answer others until all members have said that they need nothing more, or this node has stayed long enough."""
@@ -354,6 +372,14 @@ class SumNode:
             if error.reason == "too_early" or (isinstance(message, Total) and error.reason == "wrong_place"):
                 link.note_lost()  # it may be right later: a member that was restarted has not added its children's parts yet
             self._refuse(received.peer, error)
+            if error.reason == "wrong_plan" and isinstance(message, Opening):
+                await self._end_over_plan(message.member)
+
+    async def _end_over_plan(self, place: int) -> None:
+        """End a session that has not begun, since a member has signed another plan: it would wait in vain."""
+        session = self.member.session
+        if session is not None and session.transcript is None and self._me in self.terms.participants:
+            await self._step("leave", lambda _: self.member.leave(f"{self.terms.names[place]}: {OTHER_PLAN}", (place,)))
 
     def _check_session(self, message: Message) -> None:
         if isinstance(message, Opening) and message.session > self.member.history.last_session() + MOST_SESSIONS_AHEAD:
@@ -368,6 +394,7 @@ class SumNode:
     def _take_presence(self, place: int, done: bytes) -> None:
         self.member.note_heard(place, self._now_s())
         self._heard_since_end.add(place)
+        self._first_heard_s.setdefault(place, self._now_s())
         num, num_before = len(self.terms.names), len(self._done)
         there = from_bits(done, num)
         self._done |= there
