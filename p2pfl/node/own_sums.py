@@ -103,18 +103,8 @@ def analyse_with_others(
     neighbours = [[places[other] for other in study.neighbours(name)] for name in names]
     links = own_links(site, study, card, identity.curve_secret)
     with SumFolder(memory_of(site)) as folder:
-        _check_plan(folder, terms, first)
         node = SumNode(terms, neighbours, places[site.member], identity.signing, folder, links, **settings)
         if places[site.member] not in terms.participants:
             asyncio.run(node.relay())
             return None
         return asyncio.run(node.analyse(analysis, rows, first=first))
-
-
-def _check_plan(folder: SumFolder, terms: SumTerms, first: int) -> None:
-    """Refuse a first sum that was begun under another plan: its total, which may be here, belongs to that one."""
-    sum_id = terms.sum_id(first, [])
-    if any(entry.sum_id == sum_id and entry.plan != terms.plan for entry in folder.sent()):
-        raise ConfigError(
-            f"{terms.sums[first].statistic}: this site has sent it under another plan; go on with that plan, or ask in another study"
-        )

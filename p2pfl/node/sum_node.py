@@ -95,7 +95,8 @@ class SumNode:
     ) -> None:
         self.terms, self._me, self._folder, self._transport = terms, me, folder, transport
         self._wait_s, self._linger_s, self._presence_s = wait_s, linger_s, presence_s
-        kept = folder.totals(terms.study)
+        of_others = {each.sum_id for each in folder.sent() if each.plan != terms.plan}  # totals of other plans are not taken for this one's
+        kept = {sum_id: total for sum_id, total in folder.totals(terms.study).items() if sum_id not in of_others}
         self.member = SecureMember(terms, neighbours, me, signing, folder, patience_s=patience_s, totals=kept, consents=consents)
         self._kept, self._kept_signed = set(kept), folder.signed(terms.study)
         self._take_up_signed()

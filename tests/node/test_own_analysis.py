@@ -137,8 +137,19 @@ def test_a_question_is_not_asked_again_with_other_floors(institutions):
     assert all(each.counts.num_patients == 240 for each in institutions.found(institutions.written(LOGISTIC)))
     found = institutions.found(another_floor(institutions))
 
-    assert all("has sent it under another plan; go on with that plan, or ask in another study" in str(each) for each in found)
+    assert {type(each) for each in found} == {ConfigError}
+    assert any("has sent it under another plan; go on with that plan, or ask in another study" in str(each) for each in found)
     assert [each.counts.num_patients for each in institutions.found(institutions.written(LOGISTIC))] == [240] * 3
+
+
+def test_a_site_that_refuses_shows_no_result_of_an_earlier_run(institutions):
+    analysis = institutions.written(LOGISTIC)
+    institutions.found(analysis)
+    institutions.change(1, policy={"analyses": ["describe"]})
+    found = institutions.found(analysis)
+
+    assert str(found[1]) == "node-1: refused by policy"
+    assert [each.counts.num_patients for each in found[::2]] == [240] * 2
 
 
 def test_a_member_that_does_not_come_is_named(institutions):
