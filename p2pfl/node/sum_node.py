@@ -151,6 +151,7 @@ class SumNode:
                     await self._turn("open", lambda now_s: [*self.member.ask_neighbours(), *self.member.open(now_s)])
                     result = await self._result_of(work)
                 except P2PFLError:
+                    await self._tell_end()
                     await self._outbox.flush()
                     raise
                 await self._outbox.flush()
@@ -248,22 +249,24 @@ class SumNode:
     def _check_goes_on(self) -> None:
         """Raise a SumSessionEnded where the session has ended and this node has waited long enough for the next one."""
         ended = self.member.ended
-        if (
-            ended is not None
-            and self._ended_s is not None
-            and self._now_s() - self._ended_s >= self._wait_s
-            and not self._has_to_tell(ended)
-        ):
+        if ended is not None and self._ended_s is not None and self._now_s() - self._ended_s >= self._wait_s:
             names = self.terms.names
             raise SumSessionEnded(ended.reason, [names[each] for each in ended.names if each < len(names)])
 
-    def _has_to_tell(self, ended: SessionEnd) -> bool:
-        """Whether neighbours that come later have to hear of another plan: they would wait for this node."""
-        now_s = self._now_s()
-        if not ended.reason.endswith(f": {OTHER_PLAN}") or now_s - (self._ended_s or 0.0) >= self._patience_s:
-            return False
-        heard_s = [self._first_heard_s.get(place, now_s) for place in self._links]
-        return any(now_s - each <= (REPEAT_AFTER + 1) * self._presence_s for each in heard_s)
+    async def _tell_end(self) -> None:
+        """Stay for as long as neighbours may not have heard of the end of the session; they would wait for this node."""
+        ended, until_s = self.member.ended, self._now_s() + self._patience_s
+        while ended is not None and not ended.reason.endswith(": away") and self._now_s() < until_s and self._may_be_news(ended):
+            await self._wait()
+            if self.member.ended is None:  # somebody has opened another session, into which this node gives nothing
+                await self._turn("leave", lambda _: self.member.leave(ended.reason, ended.names))
+
+    def _may_be_news(self, ended: SessionEnd) -> bool:
+        """Whether the end may have been lost on the way, or neighbours that have another plan, or have not come, wait for a beginning."""
+        now_s, since_s = self._now_s(), [self._ended_s or 0.0]
+        if ended.reason.endswith(f": {OTHER_PLAN}"):
+            since_s += [self._first_heard_s.get(place, now_s) for place in self._links]
+        return now_s - max(since_s) <= (REPEAT_AFTER + 1) * self._presence_s
 
     async def _stay(self) -> None:
         """Answer others until all members have said that they need nothing more, or this node has stayed long enough."""
