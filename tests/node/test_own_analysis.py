@@ -60,7 +60,7 @@ class Institutions:
 
         def found(analysis, site):
             try:
-                return analyse_together(analysis, site, **{"patience_s": DEADLINE_S, "presence_s": 0.1, **settings})
+                return analyse_together(analysis, site, **{"patience_s": DEADLINE_S, "presence_s": 0.2, **settings})
             except P2PFLError as error:
                 return error
 
@@ -122,7 +122,9 @@ def another_formula(institutions):
     return institutions.written({**LOGISTIC, "formula": "died ~ age"}, "with-other.yaml")
 
 
-@pytest.mark.parametrize("other", [another_contract, another_floor, pytest.param(another_formula, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "other", [another_contract, *(pytest.param(each, marks=pytest.mark.slow) for each in (another_floor, another_formula))]
+)
 def test_another_contract_or_analysis_at_one_member_is_refused_before_anything_is_sent(other, institutions):
     same = institutions.written(LOGISTIC)
     found = institutions.found(same, same, other(institutions))
@@ -188,7 +190,7 @@ def test_three_processes_print_what_simulated_sites_give(institutions):
         for (first, *rest), site in zip(lines, institutions.sites, strict=True)
     ]
     try:
-        said = [each.communicate(timeout=DEADLINE_S) for each in running]
+        said = [each.communicate(timeout=2 * DEADLINE_S) for each in running]
     except subprocess.TimeoutExpired:
         for each in running:
             each.kill()
