@@ -80,7 +80,7 @@ def run_analysis(spec: AnalysisSpec, contract: Contract, sites: Sequence[Analysi
         raise ConfigError("no site is given: expected at least one site's file")
     for site in sites:
         if reasons := tuple(site.policy.refusals(spec, contract)):
-            raise _refused(site.name, reasons)
+            raise refused(site.name, reasons)
     analysis, rows_of = conversation(spec, contract)
     rows, findings = [], []
     for site in sites:
@@ -93,7 +93,7 @@ def run_analysis(spec: AnalysisSpec, contract: Contract, sites: Sequence[Analysi
     try:
         result = lead(analysis, [site.name for site in sites], rows)
     except FewPatientsHere as error:
-        raise _refused(error.site, (error.reason,)) from None
+        raise refused(error.site, (error.reason,)) from None
     if isinstance(result, MetaResult):
         return replace(result, sites=_released(spec, contract, sites, rows))
     return result
@@ -110,7 +110,8 @@ def _released(
     return tuple(shown) if num_hidden == 0 or num_hidden >= FEWEST_HIDDEN else ()
 
 
-def _refused(name: str, reasons: tuple[str, ...]) -> RefusedByPolicy:
+def refused(name: str, reasons: tuple[str, ...]) -> RefusedByPolicy:
+    """The refusal of a site as others hear it; its reasons go into the log."""
     for reason in reasons:
         log.warning("%s refuses: %s", name, reason)
     return RefusedByPolicy(name, reasons)

@@ -17,7 +17,6 @@ from p2pfl.analyses.rows import CrossTable, ModelColumns, groups_of
 from p2pfl.analyses.spec import AnalysisSpec
 from p2pfl.analyses.variables import cell_labels, is_survival
 from p2pfl.data.contract import Contract
-from p2pfl.governance.encoding import canonical
 from p2pfl.privacy.fixed_point import FixedPoint
 from p2pfl.statistics.formula import Formula
 from p2pfl.statistics.newton import MOST_ITERATIONS
@@ -31,7 +30,7 @@ class SumPlan:
     """One sum of a plan, with the fields that a secure sum's terms need."""
 
     statistic: str
-    """Function and variables, as canonical text: the same question has the same text in every study."""
+    """Function and variables, as canonical text: the same question has the same text in every study. It ends in ": " and the sum's name."""
     shape: tuple[int, ...]
     number_format: FixedPoint
     bound: float
@@ -46,11 +45,9 @@ def planned_sums(spec: AnalysisSpec, contract: Contract, num_cells: int | None =
         contract: of all sites.
         num_cells: of time after merging, for a Cox model with one baseline; None: the sums up to there alone.
     """
-    question = question_of(spec)
+    question = "; ".join(question_of(spec))  # names of variables and formulae have no semicolon
     return tuple(
-        SumPlan(
-            statistic=canonical([*question, statistic]).decode(), shape=shape, number_format=STATISTICS_FORMAT, bound=bound_of(statistic)
-        )
+        SumPlan(statistic=f"{question}: {statistic}", shape=shape, number_format=STATISTICS_FORMAT, bound=bound_of(statistic))
         for statistic, shape in _sums(spec, contract, num_cells)
     )
 

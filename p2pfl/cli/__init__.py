@@ -58,7 +58,7 @@ app.add_typer(keys.app, name="keys", help="Make and show a site's keys and its p
 app.add_typer(study.app, name="study", help="Make, check and join a study, which all its members confirm.")
 app.add_typer(node.app, name="node", help="Run one institution's node, and show its state.")
 app.add_typer(data.app, name="data", help="Check a site's table, freeze its rows; download public data sets.")
-app.add_typer(stats.app, name="stats", help="Describe, fit and compare over simulated sites, as if their rows were pooled.")
+app.add_typer(stats.app, name="stats", help="Describe, fit and compare over sites, as if their rows were pooled.")
 
 
 def _say_version(asked: bool) -> None:  # typer's way of calling

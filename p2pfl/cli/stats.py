@@ -1,4 +1,4 @@
-"""``p2pfl stats``: statistics over simulated sites, equal to those of the pooled rows."""
+"""``p2pfl stats``: statistics over simulated sites or between institutions, equal to those of the pooled rows."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import io
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from p2pfl.cli.options import Json
 
-app = typer.Typer(no_args_is_help=True, help="Describe, fit and compare over simulated sites, as if their rows were pooled.")
+if TYPE_CHECKING:
+    from p2pfl.analyses.run import Result
+
+app = typer.Typer(no_args_is_help=True, help="Describe, fit and compare over sites, as if their rows were pooled.")
 
 Formula = Annotated[str, typer.Argument(metavar="FORMULA", help="In R's notation, such as 'died ~ age + sex'.")]
 Survival = Annotated[str, typer.Argument(metavar="FORMULA", help="Such as 'Surv(days, event) ~ treatment'.")]
@@ -169,20 +172,52 @@ def compare(
     _answer({"kind": "compare", **asked, **floors}, contract, sites, csv_file, page, as_json=as_json)
 
 
+@app.command()
+def together(
+    analysis: Annotated[Path, typer.Argument(metavar="ANALYSIS", help="The analysis with its contract, the same file at all members.")],
+    site: Annotated[Path, typer.Argument(metavar="SITE", help="This institution's site.yaml, with its table and its policy.")],
+    *,
+    confirm: Annotated[str | None, typer.Option(metavar="DIGEST", help="Digest of the study. Default: `confirmed` in site.yaml.")] = None,
+    patience: Annotated[
+        float, typer.Option(metavar="SECONDS", min=1.0, help="End the analysis where a member is away for longer.")
+    ] = 300.0,
+    csv_file: Csv = None,
+    page: Page = None,
+    as_json: Json = False,
+) -> None:
+    """Run an analysis with the other members of a study, by secure sums. Every member runs this at the same time, with its own rows.
+
+    Example: p2pfl stats together analysis.yaml site.yaml
+    """
+    from p2pfl.node.own_analysis import analyse_together
+
+    _check_new(csv_file, page)
+    _give(analyse_together(analysis, site, confirmed=confirm, patience_s=patience), csv_file, page, as_json=as_json)
+
+
 def _answer(asked: dict[str, Any], contract: Path, sites: list[Path], csv_file: Path | None, page: Path | None, *, as_json: bool) -> None:
-    """Run what is asked and print the result; a file is written only when there is one."""
-    from p2pfl.analyses.run import Result
+    """Run what is asked over simulated sites and give the result."""
     from p2pfl.analyses.spec import AnalysisSpec
     from p2pfl.analyses.stats import run
-    from p2pfl.cli.terminal import open_console
+
+    _check_new(csv_file, page)
+    spec = AnalysisSpec.from_mapping({key: value for key, value in asked.items() if value is not None}, f"stats {asked['kind']}")
+    _give(run(spec, contract, sites), csv_file, page, as_json=as_json)
+
+
+def _check_new(csv_file: Path | None, page: Path | None) -> None:
     from p2pfl.errors import ConfigError
-    from p2pfl.inspector.statistics_page import statistics_page
 
     for option, file in (("--csv", csv_file), ("--html", page)):
         if file is not None and file.exists():
             raise ConfigError(f"{option} = '{file}': it exists already; expected a new file")
-    spec = AnalysisSpec.from_mapping({key: value for key, value in asked.items() if value is not None}, f"stats {asked['kind']}")
-    found: Result = run(spec, contract, sites)
+
+
+def _give(found: Result, csv_file: Path | None, page: Path | None, *, as_json: bool) -> None:
+    """Print a result, and write the files that are asked for."""
+    from p2pfl.cli.terminal import open_console
+    from p2pfl.inspector.statistics_page import statistics_page
+
     if csv_file is not None:
         _write(csv_file, _as_csv(found.records()))
     if page is not None:

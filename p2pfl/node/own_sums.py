@@ -20,7 +20,13 @@ from p2pfl.statistics.sums import Numbers, Result, Rows, SumRequest
 
 
 def sum_terms(
-    study: Study, sums: Sequence[PlannedSum], *, participants: Collection[str] | None = None, curious: int = 1, check: bool = False
+    study: Study,
+    sums: Sequence[PlannedSum],
+    *,
+    participants: Collection[str] | None = None,
+    curious: int = 1,
+    check: bool = False,
+    agreement: str = "",
 ) -> SumTerms:
     """Terms of sums between the members of a study.
 
@@ -30,6 +36,7 @@ def sum_terms(
         participants: names of those that add numbers; None: all members.
         curious: how many members may put together what they know.
         check: whether a member that alters a sum is found.
+        agreement: digest of what members agree on beside the sums; empty where there is nothing.
 
     Raises:
         ConfigError: a participant is no member, there are too few, or a bound does not fit.
@@ -46,6 +53,7 @@ def sum_terms(
         identities=tuple(study.member(name).identity for name in names),
         curious=curious,
         check=check,
+        agreement=agreement,
     )
 
 

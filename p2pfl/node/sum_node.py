@@ -42,6 +42,9 @@ T = TypeVar("T")
 PATIENCE_S: Final = 60.0
 PRESENCE_S: Final = 1.0
 LINGER_S: Final = 60.0
+NO_NUMBERS: Final = "gives no numbers to"
+OTHER_PLAN: Final = "has another plan of sums"
+"""Why a session has ended, after a member's name."""
 MOST_SESSIONS_AHEAD: Final = 2**20
 """An opening of a session further ahead than this is no honest one; taking it would use up the numbers."""
 REPEAT_AFTER: Final = 3
@@ -92,7 +95,8 @@ class SumNode:
     ) -> None:
         self.terms, self._me, self._folder, self._transport = terms, me, folder, transport
         self._wait_s, self._linger_s, self._presence_s = wait_s, linger_s, presence_s
-        kept = folder.totals(terms.study)
+        of_others = {each.sum_id for each in folder.sent() if each.plan != terms.plan}  # totals of other plans are not taken for this one's
+        kept = {sum_id: total for sum_id, total in folder.totals(terms.study).items() if sum_id not in of_others}
         self.member = SecureMember(terms, neighbours, me, signing, folder, patience_s=patience_s, totals=kept, consents=consents)
         self._kept, self._kept_signed = set(kept), folder.signed(terms.study)
         self._take_up_signed()
@@ -118,6 +122,8 @@ class SumNode:
         self._ended_s: float | None = None
         self._patience_s = patience_s
         self._heard_since_end: set[int] = set()
+        self._first_heard_s: dict[int, float] = {}
+        """When neighbours were heard for the first time, by their places."""
         self.counters: Counter[str] = Counter()
         """Numbers of messages refused, by reason."""
 
@@ -145,6 +151,7 @@ class SumNode:
                     await self._turn("open", lambda now_s: [*self.member.ask_neighbours(), *self.member.open(now_s)])
                     result = await self._result_of(work)
                 except P2PFLError:
+                    await self._tell_end()
                     await self._outbox.flush()
                     raise
                 await self._outbox.flush()
@@ -235,7 +242,7 @@ class SumNode:
         except ConfigError:
             name, statistic = self.terms.names[self._me], self.terms.sums[position].statistic
             # why is not said: it could tell something of the numbers
-            await self._turn("leave", lambda _: self.member.leave(f"{name}: gives no numbers to {statistic}"))
+            await self._turn("leave", lambda _: self.member.leave(f"{name}: {NO_NUMBERS} {statistic}"))
             raise
         return own
 
@@ -245,6 +252,21 @@ class SumNode:
         if ended is not None and self._ended_s is not None and self._now_s() - self._ended_s >= self._wait_s:
             names = self.terms.names
             raise SumSessionEnded(ended.reason, [names[each] for each in ended.names if each < len(names)])
+
+    async def _tell_end(self) -> None:
+        """Stay for as long as neighbours may not have heard of the end of the session; they would wait for this node."""
+        ended, until_s = self.member.ended, self._now_s() + self._patience_s
+        while ended is not None and not ended.reason.endswith(": away") and self._now_s() < until_s and self._may_be_news(ended):
+            await self._wait()
+            if self.member.ended is None:  # somebody has opened another session, into which this node gives nothing
+                await self._turn("leave", lambda _: self.member.leave(ended.reason, ended.names))
+
+    def _may_be_news(self, ended: SessionEnd) -> bool:
+        """Whether the end may have been lost on the way, or neighbours that have another plan, or have not come, wait for a beginning."""
+        now_s, since_s = self._now_s(), [self._ended_s or 0.0]
+        if ended.reason.endswith(f": {OTHER_PLAN}"):
+            since_s += [self._first_heard_s.get(place, now_s) for place in self._links]
+        return now_s - max(since_s) <= (REPEAT_AFTER + 1) * self._presence_s
 
     async def _stay(self) -> None:
         """Answer others until all members have said that they need nothing more, or this node has stayed long enough."""
@@ -354,6 +376,14 @@ class SumNode:
             if error.reason == "too_early" or (isinstance(message, Total) and error.reason == "wrong_place"):
                 link.note_lost()  # it may be right later: a member that was restarted has not added its children's parts yet
             self._refuse(received.peer, error)
+            if error.reason == "wrong_plan" and isinstance(message, Opening):
+                await self._end_over_plan(message.member)
+
+    async def _end_over_plan(self, place: int) -> None:
+        """End a session that has not begun, since a member has signed another plan: it would wait in vain."""
+        session = self.member.session
+        if session is not None and session.transcript is None and self._me in self.terms.participants:
+            await self._step("leave", lambda _: self.member.leave(f"{self.terms.names[place]}: {OTHER_PLAN}", (place,)))
 
     def _check_session(self, message: Message) -> None:
         if isinstance(message, Opening) and message.session > self.member.history.last_session() + MOST_SESSIONS_AHEAD:
@@ -368,6 +398,7 @@ class SumNode:
     def _take_presence(self, place: int, done: bytes) -> None:
         self.member.note_heard(place, self._now_s())
         self._heard_since_end.add(place)
+        self._first_heard_s.setdefault(place, self._now_s())
         num, num_before = len(self.terms.names), len(self._done)
         there = from_bits(done, num)
         self._done |= there

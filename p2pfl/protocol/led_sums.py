@@ -1,7 +1,8 @@
 """An analysis led to its result by planned sums in fixed point: the same requests, checks and bits here and between sites.
 
-The sums of an analysis follow each other in the plan, from its first position on. What a sum depends on beside the rows follows from the
-totals before it, so their digest stands for it: all members have it to the bit, whatever their machines make of the last digits.
+The sums of an analysis follow each other in the plan, from its first position on; it may leave some out where its totals say so. What a sum
+depends on beside the rows follows from the totals before it, so their digest stands for it: all members have it to the bit, whatever their
+machines make of the last digits.
 """
 
 from __future__ import annotations
@@ -69,15 +70,19 @@ class LedAnalysis(Generic[Rows, Result]):
             self.request = None
             self.results = [end.value]
             return
-        self.position += 1
+        self.position = next((each for each in range(self.position + 1, len(self._sums)) if self._is_of(request, each)), self.position + 1)
         if self.position >= len(self._sums):
             raise ConfigError(f"{request.statistic}: the plan has {len(self._sums)} sums, and the analysis needs one more")
         planned = self.planned
-        if request.statistic != planned.statistic and not planned.statistic.endswith(f": {request.statistic}"):
+        if not self._is_of(request, self.position):
             raise ConfigError(f"{request.statistic}: sum {self.position + 1} of the plan is {planned.statistic!r}")
         if request.shape != planned.shape:
             raise ConfigError(f"{planned.statistic}: the analysis needs numbers of shape {request.shape}, planned are {planned.shape}")
         self.request = request
+
+    def _is_of(self, request: SumRequest[Rows], position: int) -> bool:
+        statistic = self._sums[position].statistic
+        return request.statistic == statistic or statistic.endswith(f": {request.statistic}")
 
 
 def analyse_in_fixed_point(

@@ -189,9 +189,9 @@ class SecureMember:
             self._end(f"{some([self.terms.names[each] for each in away])}: away", tuple(away))
         return self._taken()
 
-    def leave(self, reason: str) -> Outgoing:
-        """End the session because this node cannot go on with it."""
-        self._end(reason, (self._me,))
+    def leave(self, reason: str, names: tuple[int, ...] | None = None) -> Outgoing:
+        """End the session because this node cannot go on with it; *names* are the members at fault, None: this one."""
+        self._end(reason, (self._me,) if names is None else names)
         return self._taken()
 
     def outstanding(self, neighbour: int) -> list[Message]:

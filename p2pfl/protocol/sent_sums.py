@@ -136,7 +136,7 @@ def note_before_sending(
             differing = sorted(names.get(each, each[:16]) for each in entry.participants ^ new.participants)
             raise ConfigError(f"{statistic}: this site has sent it over another set of members; {', '.join(differing)} make the difference")
         if entry.plan != new.plan:
-            raise ConfigError(f"{statistic}: this site has sent it under another plan; go on with that plan")
+            raise ConfigError(f"{statistic}: this site has sent it under another plan; go on with that plan, or ask in another study")
         if not hmac.compare_digest(entry.integers, new.integers):
             raise ConfigError(
                 f"{statistic}: this site has sent other numbers into it; restore the rows of that time, or ask anew in another study"

@@ -55,6 +55,8 @@ class SumTerms:
     """How many members may put together what they know."""
     check: bool = False
     """Whether a member that alters a sum is found."""
+    agreement: str = ""
+    """Digest of what members agree on beside the sums, such as a data contract; empty where there is nothing."""
 
     def __post_init__(self) -> None:
         if list(self.participants) != sorted(set(self.participants)) or not set(self.participants) <= set(range(len(self.names))):
@@ -85,10 +87,11 @@ class SumTerms:
 
     @cached_property
     def plan(self) -> str:
-        """Digest of the sums, in their order, and of how they are guarded; 64 hex digits."""
+        """Digest of the sums, in their order, of how they are guarded, and of the agreement where there is one; 64 hex digits."""
         formats = [(each, each.number_format) for each in self.sums]
         sums = [[each.statistic, list(each.shape), form.bits, form.fraction_bits, each.bound] for each, form in formats]
-        return hashlib.sha256(canonical(["p2pfl sum plan 1", sums, self.min_participants, self.curious, self.check])).hexdigest()
+        agreed = [self.agreement] if self.agreement else []
+        return hashlib.sha256(canonical(["p2pfl sum plan 1", sums, self.min_participants, self.curious, self.check, *agreed])).hexdigest()
 
     @cached_property
     def participant_identities(self) -> frozenset[str]:

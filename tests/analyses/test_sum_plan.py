@@ -70,7 +70,7 @@ def test_an_analysis_asks_for_the_sums_that_its_spec_foretells(name, study):
 
     planned = planned_sums(spec, contract, None if ends is None else len(ends))
     rest = iter((each.statistic, each.shape) for each in planned)
-    texts = [(f'"{statistic}"]', shape) for statistic, shape in asked]
+    texts = [(f": {statistic}", shape) for statistic, shape in asked]
 
     assert [each for each in texts if not any(text.endswith(each[0]) and shape == each[1] for text, shape in rest)] == []
     assert SumTerms(

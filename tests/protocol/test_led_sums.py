@@ -42,6 +42,12 @@ def test_the_totals_before_stand_for_what_a_sum_depends_on():
     assert parameters_after(6.6) != parameters_after(6.6 + 2**-50)
 
 
+def test_planned_sums_that_an_analysis_leaves_out_change_nothing():
+    plain = analyse_in_fixed_point(moments(), SITES, planned("mean", "squares"))
+
+    assert analyse_in_fixed_point(moments(), SITES, planned("cells", "mean", "cubes", "roots", "squares", "more")) == plain
+
+
 @pytest.mark.parametrize(
     ("sums", "said"),
     [

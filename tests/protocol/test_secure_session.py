@@ -131,8 +131,9 @@ def test_terms_under_which_a_sum_would_tell_or_not_fit_are_refused(more, said):
 
 def test_the_plans_digest_is_of_all_that_is_planned():
     plans = {terms_of(4, **more).plan for more in ({}, {"bound": 5.0}, {"shape": (4,)}, {"num_sums": 3}, {"check": True}, {"curious": 2})}
+    plans.add(terms_of(4, agreement="ab" * 32).plan)
 
-    assert len(plans) == 6
+    assert len(plans) == 7
 
 
 def test_more_participants_than_have_keys_of_pairs_are_refused():

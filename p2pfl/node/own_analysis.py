@@ -1,0 +1,123 @@
+"""An analysis between institutions: each member of a study runs it on its own rows, and all learn the result of the pooled ones."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+from p2pfl.analyses.leading import FewPatientsHere
+from p2pfl.analyses.policy import RefusedByPolicy
+from p2pfl.analyses.run import Conversation, conversation, refused
+from p2pfl.analyses.site_files import SiteSettings, load_settings
+from p2pfl.analyses.spec import AnalysisSpec
+from p2pfl.analyses.sum_plan import planned_sums
+from p2pfl.analyses.variables import is_survival
+from p2pfl.data.contract import Contract
+from p2pfl.data.site_rows import site_rows
+from p2pfl.data.site_section import beside
+from p2pfl.errors import ConfigError, MembersMissing
+from p2pfl.experiment.loading import load_study
+from p2pfl.governance.encoding import canonical
+from p2pfl.node.own_sums import analyse_with_others, sum_terms
+from p2pfl.node.site import SiteFile
+from p2pfl.node.sum_node import NO_NUMBERS, OTHER_PLAN, PATIENCE_S, SumSessionEnded
+from p2pfl.protocol.sum_terms import PlannedSum
+from p2pfl.statistics.sums import Numbers, SumRequest
+from p2pfl.yaml_files import load_yaml, shown
+
+_EXAMPLE = "kind: glm"
+
+
+def analyse_together(
+    analysis_path: Path, site_path: Path, *, confirmed: str | None = None, patience_s: float = PATIENCE_S, **settings: Any
+) -> Any:
+    """Run an analysis with the other members of a study, which all do so at the same time.
+
+    Args:
+        analysis_path: keys of an `AnalysisSpec`, and the contract's file where the site's own file names none; the same at all members.
+        site_path: this member's site.yaml, with its table and its policy.
+        confirmed: the study's digest as the administrator confirmed it; None: the one in site.yaml.
+        patience_s: a member that is away for longer ends the analysis.
+        settings: others of `SumNode`.
+
+    Returns:
+        A `Result`, the same at all members.
+
+    Raises:
+        RefusedByPolicy: this site refuses; its reasons are in the log alone, and the others hear that it gives no numbers.
+        ConfigError: a file is wrong, the floors or the model do not hold, or a member has another analysis or gives no numbers.
+        MembersMissing: a member was away for too long.
+        SumSessionEnded: parts of a sum did not fit.
+    """
+    own = load_settings(site_path)
+    spec, contract = _load_analysis(analysis_path, own)
+    spec.check(contract)
+    _check_offered(spec)
+    study = load_study(SiteFile.load(site_path).study)
+    sums = [
+        PlannedSum(statistic=each.statistic, shape=each.shape, number_format=each.number_format, bound=each.bound)
+        for each in planned_sums(spec, contract)
+    ]
+    terms = sum_terms(study, sums, agreement=hashlib.sha256(canonical([spec.as_dict(), contract.digest])).hexdigest())
+    analysis, rows_of = conversation(spec, contract)
+    refusal, rows = None, None
+    if reasons := tuple(own.policy.refusals(spec, contract)):
+        refusal = refused(own.name, reasons)
+        analysis = _without_numbers(analysis, refusal)
+    else:
+        rows = rows_of(site_rows(own.section, contract)[1])
+    try:
+        return analyse_with_others(site_path, study, terms, analysis, rows, confirmed=confirmed, patience_s=patience_s, **settings)
+    except FewPatientsHere as error:
+        raise refused(own.name, (error.reason,)) from None
+    except SumSessionEnded as ended:
+        if refusal is not None:
+            raise refusal from None
+        if ended.reason.endswith(": away"):
+            raise MembersMissing(
+                f"{ended.reason} for {patience_s:g} s: there is no result; start again when they are there, and all go on where they were"
+            ) from ended
+        if OTHER_PLAN in ended.reason:
+            raise ConfigError(
+                f"{ended.reason}: there is no result; expected the same analysis and the same contract at all members"
+            ) from ended
+        if NO_NUMBERS in ended.reason:
+            raise ConfigError(f"{ended.reason}: there is no result") from ended
+        raise
+
+
+def _load_analysis(path: Path, own: SiteSettings) -> tuple[AnalysisSpec, Contract]:
+    raw = dict(load_yaml(path, _EXAMPLE))
+    written = raw.pop("contract", None)
+    if written is not None and not isinstance(written, str):
+        raise ConfigError(f"contract = {shown(written)}: expected the file of the data contract", str(path))
+    spec = AnalysisSpec.from_mapping(raw, str(path))
+    file = own.section.contract if written is None else beside(path.absolute().parent, written)
+    if file is None:
+        raise ConfigError(f"contract: required, but missing: the file of the data contract, here or in {own.section.place}", str(path))
+    return spec, Contract.load(file)
+
+
+def _check_offered(spec: AnalysisSpec) -> None:
+    """Refuse an analysis whose sums nobody knows beforehand."""
+    if spec.kind == "cox" and is_survival(spec.parsed) and not spec.is_by_site:
+        raise ConfigError(
+            "cox: one baseline for all is not offered between institutions yet, as its sums follow from cells of time that are merged; "
+            "leave the grid out, for a baseline of each site"
+        )
+
+
+def _without_numbers(analysis: Conversation, refusal: RefusedByPolicy) -> Generator[SumRequest[Any], Numbers, Any]:
+    """Lead an analysis to which this site gives no numbers: the others hear that at the first sum."""
+
+    def none(_: object) -> Numbers:
+        raise refusal
+
+    try:
+        request = next(analysis)
+        while True:
+            request = analysis.send((yield SumRequest(statistic=request.statistic, shape=request.shape, contribution=none)))
+    except StopIteration:  # all totals are there from an earlier run
+        raise refusal from None
