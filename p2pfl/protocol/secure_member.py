@@ -381,9 +381,7 @@ class SecureMember:
         self._flooded = {key: message for key, message in self._flooded.items() if key[2] >= before or key[2] == HELD_BEFORE}
         assert self.session is not None
         arguments = self.session, self._tree, self._me, position, sum_id, self._signing
-        self._sum = SecureSum(
-            *arguments, send=lambda *each: self._outgoing.append(each), flood=lambda message: self._pass_on(self._me, message)
-        )
+        self._sum = SecureSum(*arguments, send=lambda *each: self._outgoing.append(each), flood=lambda said: self._pass_on(self._me, said))
 
     def _guarded(self, step: Callable[[SecureSum], None]) -> None:
         """Do something with the sum; where parts do not fit the session ends with the names."""
