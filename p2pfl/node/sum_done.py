@@ -1,4 +1,4 @@
-"""Who needs nothing more of secure sums, as far as neighbours can know it: a word of a member counts from where it can come from.
+"""Members that need nothing more of secure sums: a word about a member counts from neighbours through which its news come.
 
 What members say of each other is not signed. A node takes it of a member only from neighbours that are nearer to it in the study's graph:
 news of that member comes through them, and so they could keep it back as well. All of them that are there have to agree.
@@ -42,8 +42,8 @@ class DoneMembers(Collection[int]):
             return self._am_i
         if member not in self._nearer:
             return True
-        said = self._said[member]  # type: ignore[index]
-        return bool(said) and all(each in said or not self._is_up(each) for each in self._nearer[member])  # type: ignore[index]
+        said = self._said[member]
+        return bool(said) and all(each in said or not self._is_up(each) for each in self._nearer[member])
 
     def __iter__(self) -> Iterator[int]:
         return (each for each in range(self._num) if each in self)

@@ -48,7 +48,7 @@ class SumOutbox:
         self._waiting: dict[int, asyncio.Queue[Message | None]] = {place: asyncio.Queue() for place in links}
         """Messages in their order; None stands for a presence."""
         self._queued: dict[int, set[Hashable]] = {place: set() for place in links}
-        """What waits for each neighbour, without presences."""
+        """Keys of messages that wait for each neighbour, without presences."""
         self._presences: Counter[int] = Counter()
         """Presences that wait to be sent, by neighbour."""
         self._to_repeat: set[int] = set()
@@ -124,7 +124,7 @@ class SumOutbox:
 
 
 def _key(message: Message) -> Hashable:
-    """What two copies of a message have in common, and no other message; an array is known by its object, which waits with it."""
+    """Return the key that two copies of a message have in common, and no other one; an array is known by its object, which waits too."""
     if isinstance(message, MaskedSubtotal | Total):
         return type(message), message.transcript, message.sum_id, message.position, id(message.limbs)
     return message

@@ -17,7 +17,7 @@ PACE_S: Final = 1.0
 
 
 class PacedAnswers:
-    """Who is to be answered what, and when.
+    """Answers that are owed to neighbours, and when each was given last.
 
     Args:
         history: the newest that members have signed.
