@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from p2pfl.errors import BadMessage, ConfigError, P2PFLError, some
+from p2pfl.node.sum_done import DoneMembers
 from p2pfl.node.sum_outbox import FLUSH_S, SumOutbox
 from p2pfl.node.sum_store import SumFolder
 from p2pfl.node.workplace import Workplace
@@ -114,7 +115,7 @@ class SumNode:
         self._turns: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue(_MOST_WAITING)
         self._news = asyncio.Event()
         self._workplace = Workplace()
-        self._done = {each for each in range(len(terms.names)) if each not in terms.participants and each != me}
+        self._done = DoneMembers(neighbours, terms.participants, me, lambda place: transport.link(terms.names[place]).is_up)
         self._know_all: set[int] = set()
         """Neighbours that have said of all members that they need nothing more."""
         self._given: tuple[int, int] | None = None
@@ -270,7 +271,7 @@ class SumNode:
 
     async def _stay(self) -> None:
         """Answer others until all members have said that they need nothing more, or this node has stayed long enough."""
-        self._done.add(self._me)
+        self._done.add_me()
         is_relay, until_s = self._me not in self.terms.participants, self._now_s() + self._linger_s
         self._say_presence()
         if len(self._done) < len(self.terms.names):
@@ -401,7 +402,7 @@ class SumNode:
         self._first_heard_s.setdefault(place, self._now_s())
         num, num_before = len(self.terms.names), len(self._done)
         there = from_bits(done, num)
-        self._done |= there
+        self._done.hear(place, there)
         if len(there) == num:
             self._know_all.add(place)
         if len(self._done) > num_before:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Final
 
 from p2pfl.errors import QueueFull, TransportError
 from p2pfl.transports.base import Transport
-from p2pfl.wire.secure_messages import Message
+from p2pfl.wire.secure_messages import MaskedSubtotal, Message, Total
 from p2pfl.wire.sum_codec import encode_sum
 from p2pfl.wire.sum_link import SumLink
 
 SEND_TIMEOUT_S: Final = 5.0
 FLUSH_S: Final = 5.0
 """A node that leaves waits so long for what it has to say to be handed to its links."""
+MOST_WAITING: Final = 8192
+"""More messages than an honest session has for one neighbour; what is more is dropped, and counted so that it is asked for again."""
 _MOST_PRESENCES = 2
 
 
@@ -45,13 +47,22 @@ class SumOutbox:
         """Numbers of bytes and messages that were handed to links."""
         self._waiting: dict[int, asyncio.Queue[Message | None]] = {place: asyncio.Queue() for place in links}
         """Messages in their order; None stands for a presence."""
+        self._queued: dict[int, set[Hashable]] = {place: set() for place in links}
+        """Keys of messages that wait for each neighbour, without presences."""
         self._presences: Counter[int] = Counter()
         """Presences that wait to be sent, by neighbour."""
         self._to_repeat: set[int] = set()
         self._repeated_s: dict[int, float] = {}
 
     def post(self, place: int, message: Message) -> None:
-        """Put a message behind all others for a neighbour."""
+        """Put a message behind all others for a neighbour; one that waits already is not put there twice."""
+        if (key := _key(message)) in self._queued[place]:
+            return
+        if len(self._queued[place]) >= MOST_WAITING:
+            self._links[place].note_sent()  # so that the neighbour says that it is lost
+            self.counters["messages_dropped"] += 1
+            return
+        self._queued[place].add(key)
         self._waiting[place].put_nowait(message)
 
     def say_presence(self, place: int) -> None:
@@ -93,6 +104,7 @@ class SumOutbox:
                 self._presences[place] -= 1
                 await self._hand_over(place, next(encode_sum(link.presence(self._done()))))
             else:
+                self._queued[place].discard(_key(message))
                 for frames in encode_sum(message):
                     link.note_sent()  # also where there is no link now: the neighbour then says that it is lost
                     await self._hand_over(place, frames)
@@ -109,3 +121,10 @@ class SumOutbox:
             self.counters["bytes_sent"] += sum(memoryview(frame).nbytes for frame in frames)
             self.counters["messages_sent"] += 1
             return
+
+
+def _key(message: Message) -> Hashable:
+    """Return the key that two copies of a message have in common, and no other one; an array is known by its object, which waits too."""
+    if isinstance(message, MaskedSubtotal | Total):
+        return type(message), message.transcript, message.sum_id, message.position, id(message.limbs)
+    return message

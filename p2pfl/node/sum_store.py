@@ -2,7 +2,8 @@
 
 The log is append-only, over all studies of the site. Each line carries an HMAC of itself and of the line before it under the site's own
 key, so that damage and lines that were taken out are found. An entry is on the disk before the first masked byte of its sum leaves. A log
-that has lost its last lines is one from a backup: no file can show that, but neighbours tell it (`signed_history`).
+that has lost its last lines is one from a backup: no file can show that, but neighbours tell it (`signed_history`). Only what a killed
+process leaves, the beginning of one line, is cut off.
 
 Files: `key` (32 random bytes), `log.jsonl`, `totals/STUDY/SUM`, `signed/STUDY`.
 """
@@ -13,7 +14,9 @@ import fcntl
 import hmac
 import json
 import os
+import re
 import secrets
+import stat
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -26,6 +29,7 @@ import numpy as np
 
 from p2pfl.errors import BadMessage, ConfigError, StoreError, store_error
 from p2pfl.governance.encoding import canonical
+from p2pfl.governance.identity import read_private
 from p2pfl.privacy.fixed_point import Limbs
 from p2pfl.protocol.sent_sums import HeardSet, SentSum
 from p2pfl.runs.open_files import open_patiently, replacing, sync_file
@@ -36,6 +40,9 @@ KEY_BYTES: Final = 32
 _MAC_BYTES = 32
 _MAC_DIGITS = 2 * _MAC_BYTES
 _REMEDY = "restore the folder from its newest backup; without it this site must not answer these statistics again"
+_LATER_LINE = re.compile(rb"(?<=.)[0-9a-f]{%d} \{" % _MAC_DIGITS, re.DOTALL)
+"""A line that begins within another one."""
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _COPY_REMEDY = "remove the file: neighbours that hold it as well send it again"
 
 
@@ -46,8 +53,8 @@ class SumFolder:
         folder: of this site alone, the same for all its studies; it is made where it is not there.
 
     Raises:
-        ConfigError: another process is at work on the folder.
-        StoreError: a file in it is damaged, or the disk failed; the message names the file.
+        ConfigError: another process is at work on the folder, or others may use it or its key.
+        StoreError: a file in it is damaged or missing, or the disk failed; the message names the file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -66,6 +73,7 @@ class SumFolder:
     def __enter__(self) -> Self:
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._check_there()
             descriptor = open_patiently(
                 lambda: os.open(self._log, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             )
@@ -78,6 +86,8 @@ class SumFolder:
                 raise ConfigError("another process of this site makes sums with this folder: stop it first", str(self.folder)) from error
             self._descriptor = descriptor
             content = self._log.read_bytes()
+            if not content and any(path.is_file() for name in ("totals", "signed") for path in (self.folder / name).rglob("*")):
+                raise StoreError(f"{self._log}: is empty, but sums have been made with this folder; {_REMEDY}")
             self._key = self._read_key(has_log=bool(content))
             self._read_log(content)
             sync_file(self._log)  # what it says decides what is sent
@@ -171,15 +181,21 @@ class SumFolder:
         while rest:
             rest = rest[os.write(self._descriptor, rest) :]
 
+    def _check_there(self) -> None:
+        """Refuse a folder that others may use, and a key whose log was taken away: the log is made before the key."""
+        if self.folder.stat().st_mode & _OTHERS:
+            raise ConfigError(f"others may use the folder of sums; run: chmod 700 {self.folder}", str(self.folder))
+        if (self.folder / "key").exists() and not self._log.exists():
+            raise StoreError(f"{self._log}: no such file, but its key is there; {_REMEDY}")
+
     def _read_key(self, *, has_log: bool) -> bytes:
         path = self.folder / "key"
         if not path.exists() and not has_log:
             with _replaced(path) as file:
                 file.write(secrets.token_bytes(KEY_BYTES))
-        try:
-            key = path.read_bytes()
-        except OSError as error:
-            raise StoreError(f"{path}: cannot be read: {error.strerror}; {_REMEDY}") from error
+        if not path.exists():
+            raise StoreError(f"{path}: no such file; {_REMEDY}")
+        key = read_private(path)
         if len(key) != KEY_BYTES:
             raise StoreError(f"{path}: {len(key)} bytes where {KEY_BYTES} are expected; {_REMEDY}")
         return key
@@ -188,18 +204,43 @@ class SumFolder:
         assert self._descriptor is not None
         *lines, torn = content.split(b"\n")
         for number, line in enumerate(lines, start=1):
-            mac, text = line[:_MAC_DIGITS], line[_MAC_DIGITS + 1 :]
-            expected = hmac.digest(self._key, self._last_mac + text, "sha256")
-            if not hmac.compare_digest(mac, expected.hex().encode()):
+            if not self._has_mac(line):
                 raise StoreError(f"{self._log}: line {number} is damaged, or lines before it are missing; {_REMEDY}")
-            self._last_mac = expected
-            self._take(json.loads(text))
-        if torn:  # its writer died before it was on the disk: nothing of it has been sent
-            try:
-                os.ftruncate(self._descriptor, len(content) - len(torn))
-            except OSError as error:
-                raise store_error(self._log, error) from error
+            self._take_line(line)
         self._size_bytes = len(content) - len(torn)
+        if not torn:
+            return
+        if self._was_whole(torn):
+            raise StoreError(f"{self._log}: line {len(lines) + 1} has been written whole, and is damaged; {_REMEDY}")
+        try:
+            if self._has_mac(torn):  # only its end is missing: nothing is lost where it counts
+                self._take_line(torn)
+                self._write(b"\n")
+                self._size_bytes = len(content) + 1
+            else:  # its writer died before it was on the disk: nothing of it has been sent
+                os.ftruncate(self._descriptor, self._size_bytes)
+        except OSError as error:
+            raise store_error(self._log, error) from error
+
+    def _take_line(self, line: bytes) -> None:
+        self._last_mac = bytes.fromhex(line[:_MAC_DIGITS].decode())
+        self._take(json.loads(line[_MAC_DIGITS + 1 :]))
+
+    def _has_mac(self, line: bytes) -> bool:
+        expected = hmac.digest(self._key, self._last_mac + line[_MAC_DIGITS + 1 :], "sha256")
+        return hmac.compare_digest(line[:_MAC_DIGITS], expected.hex().encode())
+
+    def _was_whole(self, torn: bytes) -> bool:
+        """Whether the end of the log is more than the beginning of a line: a line whose end was changed, or several."""
+        if _LATER_LINE.search(torn):
+            return True
+        text = torn[_MAC_DIGITS + 1 :].decode("latin-1")  # one character a byte
+        try:
+            _, size_bytes = json.JSONDecoder().raw_decode(text)
+        except ValueError:
+            return False
+        whole = torn[: _MAC_DIGITS + 1 + size_bytes]
+        return whole != torn and self._has_mac(whole)
 
     def _take(self, entry: Mapping[str, Any]) -> None:
         match entry["kind"]:

@@ -13,16 +13,17 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import ArrayLike
 
-from p2pfl.errors import BadMessage, ConfigError, some
+from p2pfl.errors import BadMessage, some
 from p2pfl.privacy.fixed_point import Limbs
 from p2pfl.protocol.early_messages import EarlyMessages
 from p2pfl.protocol.held_totals import final_totals
+from p2pfl.protocol.paced_answers import PacedAnswers
 from p2pfl.protocol.secure_session import SecureSession
 from p2pfl.protocol.secure_sum import SecureSum, SessionVoid, check_planned
 from p2pfl.protocol.secure_tree import sum_tree
 from p2pfl.protocol.sent_sums import SumStore, note_before_sending, note_heard_sets
 from p2pfl.protocol.set_consent import SetConsent
-from p2pfl.protocol.signed_history import SignedHistory
+from p2pfl.protocol.signed_history import SignedHistory, check_not_blocked
 from p2pfl.protocol.sum_terms import SumTerms
 from p2pfl.wire.secure_messages import (
     HELD_BEFORE,
@@ -92,6 +93,7 @@ class SecureMember:
         self._flooded: dict[tuple[str, int, int], Statement] = {}
         self._early = EarlyMessages(len(terms.names))
         self._past: set[bytes] = set()
+        self._answers = PacedAnswers(self.history)
         self._outgoing: Outgoing = []
 
     @property
@@ -145,12 +147,7 @@ class SecureMember:
             return []
         form = planned.number_format
         form.check(values, planned.bound, len(self.terms.participants), statistic=planned.statistic)
-        blocked = self._store.blocked_until(self.terms.study)
-        if position <= blocked:
-            raise ConfigError(
-                f"{planned.statistic}: this site was restored from a backup and cannot know what it has sent into it;"
-                f" it takes part from sum {blocked + 2} of the plan on"
-            )
+        check_not_blocked(self._store, self.terms, position)
         integers = form.encode(values)
         note_before_sending(self._store, self.terms, position, parameters, integers, consents=self._consents)
         self._start_sum(position, sum_id)
@@ -169,6 +166,7 @@ class SecureMember:
             self._dispatch(sender, message, now_s)
         finally:
             self._finish_sum(now_s)
+            self._answer_due(now_s)
         return self._taken()
 
     def note_heard(self, member: int, now_s: float) -> None:
@@ -176,10 +174,11 @@ class SecureMember:
         self._heard_s[member] = now_s
 
     def look(self, now_s: float) -> Outgoing:
-        """End the session where a member is away for longer than this node's patience, with its name."""
+        """Give answers that are owed, and end the session where a member is away for longer than this node's patience, with its name."""
+        self._answer_due(now_s)
         session = self.session
         if session is None or session.is_over:
-            return []
+            return self._taken()
         if session.transcript is None:
             away = [each for each in session.missing if now_s - self._opened_s > self._patience_s]
         else:
@@ -208,7 +207,7 @@ class SecureMember:
     def _dispatch(self, sender: int, message: Message, now_s: float) -> None:
         match message:
             case LastSignedRequest():
-                self._queue_all([(sender, each) for each in self.history.answer(message.member)])
+                self._answers.ask(sender, message.member)
             case Opening():
                 self._take_opening(sender, message, now_s)
             case SessionEnd():
@@ -279,19 +278,23 @@ class SecureMember:
             self._begin_session(other, now_s)
             self._pass_opening(sender, opening, now_s)
         elif opening.session < number:
-            self._queue_all([(sender, each) for each in self.history.answer(opening.member)])
-            self._queue_all([(sender, each) for each in session.openings.values()])
+            session.check_signed(opening)
+            self._answers.ask(sender, opening.member, None)
         else:
             try:
                 is_new = session.take(opening)
             except BadMessage as error:
                 if error.reason != "second_opening":
                     raise
-                self._queue_all([(sender, each) for each in self.history.answer(opening.member)])
+                self._answers.ask(sender, opening.member)
                 self._end(f"{self.terms.names[opening.member]}: it has opened this session twice", (opening.member,))
                 return
             if is_new:
                 self._pass_opening(sender, opening, now_s)
+
+    def _answer_due(self, now_s: float) -> None:
+        openings = self.session.openings.values() if self.session is not None else ()
+        self._queue_all(self._answers.take_due(now_s, openings))
 
     def _pass_opening(self, sender: int, opening: Opening, now_s: float) -> None:
         self.history.note(opening)
@@ -378,7 +381,7 @@ class SecureMember:
         self._flooded = {key: message for key, message in self._flooded.items() if key[2] >= before or key[2] == HELD_BEFORE}
         assert self.session is not None
         arguments = self.session, self._tree, self._me, position, sum_id, self._signing
-        self._sum = SecureSum(*arguments, send=self._send, flood=lambda message: self._pass_on(self._me, message))
+        self._sum = SecureSum(*arguments, send=lambda *each: self._outgoing.append(each), flood=lambda said: self._pass_on(self._me, said))
 
     def _guarded(self, step: Callable[[SecureSum], None]) -> None:
         """Do something with the sum; where parts do not fit the session ends with the names."""
@@ -434,9 +437,6 @@ class SecureMember:
             self.history.note(message)
         self._queue_all([(neighbour, message) for neighbour in self._neighbours if neighbour != sender])
         return True
-
-    def _send(self, neighbour: int, message: Message) -> None:
-        self._outgoing.append((neighbour, message))
 
     def _final_total(self, sum_id: str) -> Total:
         assert self.session is not None and self.session.transcript is not None  # noqa: PT018

@@ -6,7 +6,9 @@ files were restored from a backup, and it cannot know what it has sent since. It
 
 from __future__ import annotations
 
+from p2pfl.errors import ConfigError
 from p2pfl.protocol.sent_sums import SumStore
+from p2pfl.protocol.sum_terms import SumTerms
 from p2pfl.wire.secure_messages import Message, Opening, SignedTotal
 
 
@@ -78,3 +80,13 @@ class SignedHistory:
     def _block(self, position: int) -> None:
         if position > self._store.blocked_until(self._study):
             self._store.append_block(self._study, position)
+
+
+def check_not_blocked(store: SumStore, terms: SumTerms, position: int) -> None:
+    """Raise a ConfigError where this site may have sent into a sum what it does not know of."""
+    blocked = store.blocked_until(terms.study)
+    if position <= blocked:
+        raise ConfigError(
+            f"{terms.sums[position].statistic}: this site was restored from a backup and cannot know what it has sent into it;"
+            f" it takes part from sum {blocked + 2} of the plan on"
+        )

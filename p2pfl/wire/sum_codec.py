@@ -45,12 +45,13 @@ SUM_SCHEMA: Final = 6
 """The schema that the messages of secure sums are of."""
 
 MOST_AXES: Final = 8
+MOST_COUNTED: Final = 2**63 - 1
+"""The largest count of a presence."""
 _WORD_BYTES = 8
-_LARGEST_63 = 2**63 - 1
 _BITS = 8
 
-Count = Annotated[int, Strict(), Field(ge=0, le=_LARGEST_63)]
-Positive = Annotated[int, Strict(), Field(ge=1, le=_LARGEST_63)]
+Count = Annotated[int, Strict(), Field(ge=0, le=MOST_COUNTED)]
+Positive = Annotated[int, Strict(), Field(ge=1, le=MOST_COUNTED)]
 Shape = Annotated[tuple[Annotated[int, Strict(), Field(ge=1, lt=2**40)], ...], Strict(), Field(min_length=1, max_length=MOST_AXES)]
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from p2pfl.errors import BadMessage
 from p2pfl.wire.codec import Frame
 from p2pfl.wire.secure_messages import Message
-from p2pfl.wire.sum_codec import SumAssembly, SumPresence
+from p2pfl.wire.sum_codec import MOST_COUNTED, SumAssembly, SumPresence
 
 _BITS = 8
 
@@ -58,6 +59,8 @@ class SumLink:
         self._sent = 0
         self._received: int | None = None
         """Messages of what the neighbour counts; None until it counts for this incarnation."""
+        self._num_said = 0
+        """Messages that the neighbour has said to have sent for this incarnation."""
         self._lost = 0
         self._lost_there = 0
 
@@ -67,7 +70,10 @@ class SumLink:
 
     def note_lost(self) -> None:
         """Count a message that came and could not be used yet, so that it is sent again."""
-        self._lost += 1
+        self._count_lost(1)
+
+    def _count_lost(self, num: int) -> None:
+        self._lost = min(self._lost + num, MOST_COUNTED)  # whatever a neighbour says, this is a number that can be sent
 
     def presence(self, done: bytes) -> SumPresence:
         """Make the presence to send now, after all that has been counted."""
@@ -77,7 +83,8 @@ class SumLink:
         """Take one message of the neighbour.
 
         Raises:
-            BadMessage: it is none that can be taken.
+            BadMessage: it is none that can be taken, or a presence that has sent fewer messages than the one before; it is counted on from
+                there.
         """
         if self._received is not None:
             self._received += 1  # also what is refused has come
@@ -89,10 +96,14 @@ class SumLink:
         is_new = message.incarnation != self._peer_incarnation
         if is_new:
             self._peer_incarnation, self._sent, self._received, self._lost, self._lost_there = message.incarnation, 0, None, 0, 0
+            self._num_said = 0
             self._assembly = SumAssembly(self._most_bytes)
         has_lost = False
         if message.echo == self._incarnation:
-            self._lost += max(0, message.sent - (self._received or 0))
-            self._received = message.sent
+            num_before, self._num_said = self._num_said, message.sent
+            missing, self._received = message.sent - (self._received or 0), message.sent
+            if message.sent < num_before:
+                raise BadMessage(f"{message.sent} messages sent: {num_before} were sent before", reason="wrong_count")
+            self._count_lost(max(0, missing))
             has_lost, self._lost_there = message.lost > self._lost_there, message.lost
         return ReceivedOfSums(done=message.done, is_new=is_new, has_lost=has_lost)

@@ -26,6 +26,7 @@ from p2pfl.statistics.families import FAMILIES
 from p2pfl.statistics.glm import fit_glm
 from p2pfl.statistics.scale import INTERCEPT
 from p2pfl.statistics.sums import analyse
+from p2pfl.wire.sum_codec import SumPresence, encode_sum
 from virtual_time import run_virtually
 
 HOUR_S = 120.0
@@ -263,6 +264,33 @@ def test_a_neighbour_that_sends_garbage_costs_nobody_else_anything(tmp_path):
 
     assert_exact(clinics, found)
     assert nodes[0].counters["bad_message"] > 10
+
+
+def test_a_neighbour_that_says_all_are_done_makes_nobody_leave(tmp_path):
+    """Member 3 hangs at the relay between 0 and the others, and says at once that nobody needs anything."""
+    graph = {0: [4], 1: [4, 2], 2: [1], 3: [4], 4: [0, 1, 3]}
+    clinics = SumClinics(tmp_path, graph, participants=[0, 1, 2], linger_s=5.0, patience_s=4.0, wait_s=2.0)
+
+    async def lies():
+        async with clinics.links.member("clinic-3", ["clinic-4"]) as transport:
+            while True:
+                with suppress(TransportError):
+                    lie = SumPresence(incarnation=5, echo=0, sent=0, lost=0, done=b"\xff")
+                    await transport.send("clinic-4", next(encode_sum(lie)), 1.0)
+                await asyncio.sleep(0.05)
+
+    async def with_lies():
+        liar = asyncio.ensure_future(lies())
+        await asyncio.sleep(0.1)
+        try:
+            return await asyncio.gather(*(clinics.analyse(me) for me in (4, 0, 1, 2)))
+        finally:
+            liar.cancel()
+
+    found = run_virtually(with_lies(), seed=0, at_most_s=HOUR_S)
+
+    assert_exact(clinics, found)
+    assert found[0] is None
 
 
 # ---- sites that may not give their numbers

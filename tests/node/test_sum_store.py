@@ -99,6 +99,7 @@ def test_a_log_without_its_key_is_not_begun_anew(tmp_path, key):
     filled(tmp_path)
     (tmp_path / "key").unlink()
     if key:
+        (tmp_path / "key").touch(mode=0o600)
         (tmp_path / "key").write_bytes(key)
     with pytest.raises(StoreError, match="key: "), SumFolder(tmp_path):
         pass
@@ -112,6 +113,94 @@ def test_half_an_entry_of_a_killed_process_is_cut_off(tmp_path):
         store.append_session(OTHER, 9)
     with SumFolder(tmp_path) as store:
         assert (store.sent(), store.last_session(OTHER)) == ([SENT], 9)
+
+
+def test_every_beginning_of_an_entry_is_cut_off(tmp_path):
+    with SumFolder(tmp_path) as store:
+        store.append_session(STUDY, 1)
+    log = tmp_path / "log.jsonl"
+    whole = log.read_bytes()
+    for size_bytes in range(len(whole) - 1):
+        log.write_bytes(whole[:size_bytes])
+        with SumFolder(tmp_path) as store:
+            assert store.last_session(STUDY) == 0
+        assert log.read_bytes() == b""
+
+
+def test_an_entry_that_lacks_only_its_end_counts(tmp_path):
+    filled(tmp_path)
+    log = tmp_path / "log.jsonl"
+    whole = log.read_bytes()
+    log.write_bytes(whole[:-1])
+    with SumFolder(tmp_path) as store:
+        assert store.blocked_until(STUDY) == 2
+    assert log.read_bytes() == whole
+    with SumFolder(tmp_path) as store:
+        store.append_block(STUDY, 3)
+    with SumFolder(tmp_path) as store:
+        assert store.blocked_until(STUDY) == 3
+
+
+def last_end_changed(path):
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+
+
+def last_end_changed_and_more_behind(path):
+    path.write_bytes(path.read_bytes()[:-1] + b"x" + b"garbage" * 50)
+
+
+def all_ends_zeroed(path):
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\0"))
+
+
+def first_line_damaged_and_all_ends_zeroed(path):
+    changed = bytearray(path.read_bytes().replace(b"\n", b"\0"))
+    changed[3] ^= 1
+    path.write_bytes(changed)
+
+
+@pytest.mark.parametrize(
+    "damage", [last_end_changed, last_end_changed_and_more_behind, all_ends_zeroed, first_line_damaged_and_all_ends_zeroed]
+)
+def test_an_entry_that_was_whole_is_not_taken_for_half_a_one(tmp_path, damage):
+    filled(tmp_path)
+    damage(tmp_path / "log.jsonl")
+    before = (tmp_path / "log.jsonl").read_bytes()
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"log\.jsonl: line \d has been written whole, and is damaged; restore"), SumFolder(tmp_path):
+            pass
+
+    assert (tmp_path / "log.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(("damage", "said"), [("deleted", "no such file, but its key is there"), ("emptied", "is empty, but sums")])
+def test_a_log_that_was_taken_away_is_not_begun_anew(tmp_path, damage, said):
+    filled(tmp_path)
+    log = tmp_path / "log.jsonl"
+    if damage == "deleted":
+        log.unlink()
+    else:
+        log.write_bytes(b"")
+    for _ in range(2):
+        with pytest.raises(StoreError, match=rf"log\.jsonl: {said}.*; restore the folder"), SumFolder(tmp_path):
+            pass
+
+
+def test_a_folder_that_was_opened_and_never_used_opens_again(tmp_path):
+    for _ in range(2):
+        with SumFolder(tmp_path) as store:
+            assert store.last_session(STUDY) == 0
+
+
+@pytest.mark.parametrize(("name", "mode", "said"), [("key", 0o640, "chmod 600 .*key"), (".", 0o777, "others may use .*; run: chmod 700")])
+def test_files_that_others_may_use_are_refused(tmp_path, name, mode, said):
+    filled(tmp_path)
+    (tmp_path / name).chmod(mode)
+    with pytest.raises(ConfigError, match=said), SumFolder(tmp_path):
+        pass
+    (tmp_path / name).chmod(0o600 if name == "key" else 0o700)
+    with SumFolder(tmp_path) as store:
+        assert store.last_session(STUDY) == 4
 
 
 def test_an_entry_that_the_disk_has_no_room_for_leaves_nothing(tmp_path, monkeypatch):

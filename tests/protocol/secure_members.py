@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pfl.errors import BadMessage
 from p2pfl.privacy.fixed_point import FixedPoint, added
+from p2pfl.protocol.paced_answers import PACE_S
 from p2pfl.protocol.secure_member import SecureMember
 from p2pfl.protocol.sum_terms import PlannedSum, SumTerms
 
@@ -95,6 +96,7 @@ class Network:
         """Kill a member and start it again: its links, and what was on them, are new."""
         self.stores[me] = store or self.stores[me]
         self.waiting = [each for each in self.waiting if me not in each[:2]]
+        self.now_s += 2 * PACE_S  # nobody is back at once
         self.members[me] = self.member(me, totals=totals)
 
     def post(self, sender, messages):

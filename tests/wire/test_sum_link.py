@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from p2pfl.errors import BadMessage
-from p2pfl.wire.sum_codec import encode_sum
+from p2pfl.wire.sum_codec import SumPresence, encode_sum
 from p2pfl.wire.sum_link import SumLink, as_bits, from_bits
 from sum_samples import LAST, OPENING
 
@@ -102,6 +102,38 @@ def test_what_was_sent_before_a_link_was_known_at_both_ends_counts_as_lost():
     say(a, b)
 
     assert say(b, a).has_lost
+
+
+def counts(link, sent):
+    return link.receive(frames_of(SumPresence(incarnation=5, echo=7, sent=sent, lost=0, done=b"")))
+
+
+def test_a_neighbour_that_counts_to_and_fro_is_refused_and_what_is_said_stays_a_number():
+    link = SumLink(7, 64)
+    counts(link, 0)
+    for _ in range(3):
+        counts(link, 2**63 - 1)
+        with pytest.raises(BadMessage, match="0 messages sent: 9223372036854775807 were sent before") as refused:
+            counts(link, 0)
+        assert refused.value.reason == "wrong_count"
+    link.note_lost()
+
+    assert link.presence(b"").lost == 2**63 - 1
+    frames_of(link.presence(b""))
+
+
+def test_after_a_refused_count_it_is_counted_on_from_there():
+    link = SumLink(7, 64)
+    counts(link, 4)
+    lost = link.presence(b"").lost
+    with pytest.raises(BadMessage):
+        counts(link, 1)
+    link.receive(frames_of(OPENING))
+    counts(link, 2)
+    assert link.presence(b"").lost == lost
+    counts(link, 3)
+
+    assert link.presence(b"").lost == lost + 1
 
 
 @pytest.mark.parametrize("members", [set(), {0}, {7, 8}, {0, 9, 16}])
