@@ -21,6 +21,9 @@ from p2pfl.data.contract import Contract
 from p2pfl.errors import ConfigError
 from p2pfl.statistics.sums import Numbers, SumRequest
 
+_USUAL_ITERATIONS = 6
+"""After so many a model that has a fit has mostly found it."""
+
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 Site = TypeVar("Site")
@@ -132,11 +135,17 @@ def at_sites(
     Raises:
         ConfigError: the iterations would release more numbers.
     """
-    released = 0
+    released = num_iterations = 0
     try:
         request = next(analysis)
         while True:
             released += math.prod(request.shape) if "iteration" in request.statistic else 0
+            num_iterations += "iteration" in request.statistic
+            if released > most_numbers and num_iterations > _USUAL_ITERATIONS:
+                raise ConfigError(
+                    f"no fit in the {num_iterations - 1} iterations that so few patients allow: the outcome may be separated by a variable; "
+                    "leave that one out, or use fewer variables"
+                )
             if released > most_numbers:
                 raise ConfigError(
                     f"the iterations would release {released} numbers about the same patients, and {int(most_numbers)} are the most: "

@@ -25,6 +25,7 @@ from p2pfl.statistics.meta import Estimate, MetaAnalysis, meta_analysis
 from p2pfl.statistics.sums import Numbers, SumRequest, analyse
 from p2pfl.statistics.survival import SurvivalRows
 
+ALL_SITES = "Patients are those of all sites; a site without an estimate of its own is counted, and has no part in the effects."
 _RATIOS = {"binomial": "odds ratio", "poisson": "rate ratio", "cox": "hazard ratio"}
 
 
@@ -162,7 +163,8 @@ class MetaResult:
         rows = [(f"{each['effect']} effect", figure(each["estimate"]), figure(each["se"], 4)) for each in self.records()]
         rows += [(f"  {name}", figure(value), figure(error, 4)) for name, value, error in self.sites]
         title = f"{self.spec.coefficient} of {self.spec.formula}, family {self.spec.family}: meta-analysis of {found.num_estimates} sites"
-        lines = [*wrapped(title), *wrapped(counted(self.counts, self.spec)), "", *text_table(("", "estimate", "SE"), rows), ""]
+        lines = [*wrapped(title), *wrapped(counted(self.counts, self.spec)), *wrapped(ALL_SITES), ""]
+        lines += [*text_table(("", "estimate", "SE"), rows), ""]
         q = f"differences between sites: Q {figure(found.q)}, p {p_value(found.q_pvalue)}, I² {100 * found.i_squared:.1f} %"
         return "\n".join([*lines, *wrapped(f"{q}, tau² {figure(found.tau_squared)} (DerSimonian and Laird)")])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -175,29 +176,44 @@ def _answer(asked: dict[str, Any], contract: Path, sites: list[Path], csv_file: 
     from p2pfl.analyses.spec import AnalysisSpec
     from p2pfl.analyses.stats import run
     from p2pfl.cli.terminal import open_console
-    from p2pfl.errors import ConfigError
     from p2pfl.inspector.statistics_page import statistics_page
 
-    for option, file in (("--csv", csv_file), ("--html", page)):
-        if file is not None and file.exists():
-            raise ConfigError(f"{option} = '{file}': it exists already; expected a new file")
+    _check_new(csv_file, page)
     spec = AnalysisSpec.from_mapping({key: value for key, value in asked.items() if value is not None}, f"stats {asked['kind']}")
     found: Result = run(spec, contract, sites)
-    if csv_file is not None:
-        _write(csv_file, _as_csv(found.records()))
-    if page is not None:
-        _write(page, statistics_page(found.as_dict()))
+    texts = [(csv_file, lambda: _as_csv(found.records())), (page, lambda: statistics_page(found.as_dict()))]
+    for path, text in [(path, text()) for path, text in texts if path is not None]:
+        _write(path, text)
     if as_json:
         sys.stdout.write(json.dumps(found.as_dict(), indent=2) + "\n")
         return
     open_console(markup=False, highlight=False).print(found.summary(), soft_wrap=True)
 
 
+def _check_new(csv_file: Path | None, page: Path | None) -> None:
+    """Refuse files that exist, that cannot be written, or that are one, before anything is computed."""
+    from p2pfl.errors import ConfigError
+
+    for option, file in (("--csv", csv_file), ("--html", page)):
+        if file is None:
+            continue
+        if file.exists():
+            raise ConfigError(f"{option} = '{file}': it exists already; expected a new file")
+        if not file.parent.is_dir():
+            raise ConfigError(f"{option} = '{file}': its folder does not exist; make the folder first")
+        if not os.access(file.parent, os.W_OK | os.X_OK):
+            raise ConfigError(f"{option} = '{file}': nothing can be written in its folder; expected another folder")
+    if csv_file is not None and page is not None and csv_file.resolve() == page.resolve():
+        raise ConfigError(f"--html = '{page}': --csv names the same file; expected another one")
+
+
 def _as_csv(rows: list[dict[str, Any]]) -> str:
+    from p2pfl.inspector.tables import harmless
+
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({key: harmless(value) for key, value in row.items()} for row in rows)
     return text.getvalue()
 
 

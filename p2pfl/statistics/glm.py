@@ -103,7 +103,7 @@ def fit_glm(names: Sequence[str], family: Family, *, units_P: Numbers | None = N
         statistic="missing rows and saturated log-likelihood", shape=(3,), contribution=lambda rows: _facts(rows, family)
     )
     if num_foreign:
-        raise ConfigError(f"an outcome that no {family.name} model has, at {num_foreign:g} of the sites")
+        raise ConfigError(f"an outcome that no {family.name} model has: {family.expected}")
     first = previous = yield from _at(None, family, scale, 0)
     for iteration in range(1, MOST_ITERATIONS + 1):
         params = solved(previous.information_PP, previous.target_P, names)
