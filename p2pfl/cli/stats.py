@@ -181,9 +181,11 @@ def _answer(asked: dict[str, Any], contract: Path, sites: list[Path], csv_file: 
     _check_new(csv_file, page)
     spec = AnalysisSpec.from_mapping({key: value for key, value in asked.items() if value is not None}, f"stats {asked['kind']}")
     found: Result = run(spec, contract, sites)
-    texts = [(csv_file, lambda: _as_csv(found.records())), (page, lambda: statistics_page(found.as_dict()))]
-    for path, text in [(path, text()) for path, text in texts if path is not None]:
-        _write(path, text)
+    rows = None if csv_file is None else _as_csv(found.records())
+    html = None if page is None else statistics_page(found.as_dict())
+    for path, text in ((csv_file, rows), (page, html)):
+        if path is not None and text is not None:
+            _write(path, text)
     if as_json:
         sys.stdout.write(json.dumps(found.as_dict(), indent=2) + "\n")
         return

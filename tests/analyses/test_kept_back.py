@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import pytest
 from study_tables import category, changed, integer, made, number, write_study
 
@@ -12,6 +13,7 @@ from p2pfl.analyses.site_files import load_settings
 from p2pfl.analyses.stats import run
 from p2pfl.data.site_section import SiteSection
 from p2pfl.errors import ConfigError
+from p2pfl.inspector.statistics_page import statistics_page
 from p2pfl.yaml_files import dump_yaml
 
 LOGISTIC = {"kind": "glm", "formula": "died ~ age + sex", "family": "binomial"}
@@ -143,3 +145,53 @@ def test_one_path_instead_of_a_list_is_a_sentence(tmp_path):
 
     with pytest.raises(ConfigError, match=r"sites = '.*: expected a list of files"):
         run(LOGISTIC, contract, str(sites[0]))
+
+
+def test_figures_on_cells_of_time_say_how_wide_these_are(tmp_path):
+    contract, sites = write_study(tmp_path, made())
+    asked = {"kind": "km", "formula": "Surv(days, died) ~ sex", "grid": 1}
+    found = run(asked, contract, sites)
+    content, words = found.as_dict(), " ".join(found.summary().split())
+
+    assert (content["cells"]["number"], content["cells"]["agreed"]) == (len(found.table.ends_T), 2000)
+    for median in content["medians"].values():
+        assert median["cell"][0] < median["cell"][1] == median["median"]
+        assert f"(cell from {median['cell'][0]:g} to {median['cell'][1]:g})" in words
+    for about in (words, " ".join(statistics_page(content).split())):
+        assert content["cells"]["about"] in about
+        assert "may be far from those on exact times" in about
+    assert f"10 of {len(found.table.ends_T)} cells; the others are in --csv and --json" in words
+
+    for kind, formula in (("cox", "Surv(days, died) ~ sex"), ("compare", "Surv(days, died) ~ sex")):
+        other = run({"kind": kind, "formula": formula, "grid": 1}, contract, sites)
+        assert "may be far from those on exact times" in " ".join(other.summary().split())
+        assert "may be far" not in run({"kind": kind, "formula": formula}, contract, sites).summary()
+
+
+def test_a_quantile_in_a_cell_wider_than_the_spread_is_not_shown(tmp_path):
+    variables, outcome, rows = made()
+    contract, sites = write_study(tmp_path, ({**variables, "dose": number(0, 1_000_000)}, outcome, rows))
+    result = run({"kind": "describe", "variables": ["dose", "age", "visits"]}, contract, sites)
+    found = {each.name: each.as_dict() for each in result.variables}
+
+    assert {found["dose"][key] for key in ("q5", "q50", "q95")} == {None}
+    assert found["dose"]["mean"] == pytest.approx(5, abs=0.5)
+    assert None not in (found["age"]["q50"], found["visits"]["q50"])
+    assert "one whose cell is wider than the SD is not shown" in " ".join(result.summary().split())
+
+
+def test_where_few_values_are_missing_nothing_says_how_many_are_there(tmp_path):
+    study = changed(made(), dose=lambda row, place: "" if place < 3 else row["dose"])
+    contract, sites = write_study(tmp_path, study)
+    result = run({"kind": "describe", "variables": ["dose"]}, contract, sites)
+    found = result.variables[0].as_dict()
+    edges = result.variables[0].description.edges
+
+    assert [found[key] for key in ("values", "missing", "mean", "sd")] == [None] * 4
+    assert all(np.isclose(found[key], (edges[:-1] + edges[1:]) / 2).any() for key in ("q5", "q25", "q50", "q75", "q95"))
+
+    fit = run({**LOGISTIC, "formula": "died ~ dose"}, contract, sites)
+    content = fit.as_dict()
+    assert [content[key] for key in ("patients", "rows", "missing")] == [None] * 3
+    assert "237" not in fit.summary() + statistics_page(content)
+    assert "235" not in fit.summary() + str(content.get("df_resid"))
