@@ -121,17 +121,18 @@ class ModelResult:
 
     def _facts(self) -> list[str]:
         fit = self.fit
+        iterations = "1 iteration" if fit.iterations == 1 else f"{fit.iterations} iterations"
         if isinstance(fit, GLMFit):
             if not self._is_counted:
-                return [f"deviance {figure(fit.deviance, 8)}, AIC {figure(fit.aic, 8)}, {fit.iterations} iterations"]
+                return [f"deviance {figure(fit.deviance, 8)}, AIC {figure(fit.aic, 8)}, {iterations}"]
             spread = f", residual variance {figure(fit.dispersion)}" if fit.family == "gaussian" else ""
             return [
                 f"deviance {figure(fit.deviance, 8)} on {fit.df_resid:,} degrees of freedom{spread}",
-                f"log-likelihood {figure(fit.log_likelihood, 8)}, AIC {figure(fit.aic, 8)}, {fit.iterations} iterations",
+                f"log-likelihood {figure(fit.log_likelihood, 8)}, AIC {figure(fit.aic, 8)}, {iterations}",
             ]
         tests = "; ".join(f"{name} {figure(each[0], 4)}, p {p_value(each[1])}" for name, each in fit.tests().items())
         return [
-            f"{fit.num_events:,} events, log-likelihood {figure(fit.log_likelihood, 8)}, {fit.iterations} iterations",
+            f"{fit.num_events:,} events, log-likelihood {figure(fit.log_likelihood, 8)}, {iterations}",
             f"tests: {tests}",
             *([] if self.cells is None else [str(self.cells)]),
         ]
