@@ -39,7 +39,7 @@ class ModelResult:
     ends_T: Numbers | None = None
     """Ends of the cells of time, where a Cox model has one baseline for all."""
     cells: TimeCells | None = None
-    """The same cells, with what they were merged from."""
+    """Cells of time with those that they were merged from; None: exact times."""
 
     @property
     def names(self) -> tuple[str, ...]:
