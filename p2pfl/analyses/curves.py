@@ -15,7 +15,7 @@ from p2pfl.analyses.floors import Counts, check_cross_table, count_patients, cou
 from p2pfl.analyses.rows import SiteRows, groups_of
 from p2pfl.analyses.spec import AnalysisSpec
 from p2pfl.analyses.text_tables import figure, p_value, text_table, wrapped
-from p2pfl.analyses.time_cells import count_cells
+from p2pfl.analyses.time_cells import TimeCells, count_cells
 from p2pfl.data.contract import Contract
 from p2pfl.errors import ConfigError
 from p2pfl.statistics.sums import Numbers, SumRequest
@@ -44,6 +44,7 @@ class CurvesResult:
     group: str | None
     """Variable of the groups."""
     table: LifeTable
+    cells: TimeCells
     curves: dict[str, SurvivalCurve]
     """By the group's label; groups without a patient are not there."""
     test: LogRank | None
@@ -71,25 +72,29 @@ class CurvesResult:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; null where a median is never seen."""
-        medians = {}
+        medians: dict[str, dict[str, Any]] = {}
         for label, curve in self.curves.items():
             low, high = curve.median_conf_int(self.spec.level)
             medians[label] = {"median": _number(curve.median()), "low": _number(low), "high": _number(high)}
+            medians[label]["cell"] = self.cells.around(curve.median())
         test = None if self.test is None else _test(self.test)
         content = {"analysis": self.spec.as_dict(), **self.counts.as_dict(), "group": self.group, "medians": medians}
-        return {**content, "log_rank": test, "curves": self.records()}
+        return {**content, "cells": self.cells.as_dict(), "log_rank": test, "curves": self.records()}
 
     def summary(self) -> str:
         """Table for people, at most 80 columns wide."""
         level = f"{100 * self.spec.level:g} %"
         lines = [
-            *wrapped(f"{self.spec.formula}, Kaplan-Meier on {len(self.table.ends_T)} cells of time"),
+            *wrapped(f"{self.spec.formula}, Kaplan-Meier on cells of time"),
             *wrapped(counted(self.counts, self.spec)),
+            *wrapped(str(self.cells)),
         ]
         for label, curve in self.curves.items():
             low, high = curve.median_conf_int(self.spec.level)
             name = "all patients" if self.group is None else f"{self.group} = {label}"
-            lines += ["", *wrapped(f"{name}: median {figure(curve.median())}, {level} from {figure(low)} to {figure(high)}")]
+            cell = self.cells.around(curve.median())
+            where = "" if cell is None else f" (cell from {cell[0]:g} to {cell[1]:g})"
+            lines += ["", *wrapped(f"{name}: median {figure(curve.median())}{where}, {level} from {figure(low)} to {figure(high)}")]
             bounds, times = curve.conf_int(self.spec.level), len(curve.times_T)
             places = np.unique(np.linspace(0, times - 1, min(times, _MOST_TIMES)).round().astype(int))
             rows = [
@@ -103,7 +108,9 @@ class CurvesResult:
                 )
                 for k in places
             ]
-            lines += text_table(("until", "at risk", "survival", "SE", f"{level} from", "to"), rows)
+            lines += text_table(("until", "at risk before", "survival", "SE", f"{level} from", "to"), rows)
+            if times > _MOST_TIMES:
+                lines += wrapped(f"{_MOST_TIMES} of {times} cells; the others are in --csv and --json")
         if self.test is not None:
             lines += ["", *wrapped(_sentence(self.test))]
         return "\n".join(lines)
@@ -118,7 +125,7 @@ class LogRankResult:
     group: str
     labels: tuple[str, ...]
     test: LogRank
-    num_cells: int | None
+    cells: TimeCells | None
     """Merged cells of time; None: exact times, stratified by site."""
 
     def records(self) -> list[dict[str, Any]]:
@@ -131,13 +138,15 @@ class LogRankResult:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         content = {"analysis": self.spec.as_dict(), **self.counts.as_dict(), "group": self.group}
+        content |= {} if self.cells is None else {"cells": self.cells.as_dict()}
         return {**content, "log_rank": _test(self.test), "groups": self.records()}
 
     def summary(self) -> str:
         """Table for people, at most 80 columns wide."""
-        how = "stratified by site, exact times" if self.num_cells is None else f"{self.num_cells} cells of time"
+        how = "stratified by site, exact times" if self.cells is None else "on cells of time"
         rows = [(each["group"], f"{each['observed']:,}", figure(each["expected"])) for each in self.records()]
-        lines = [*wrapped(f"{self.spec.formula}, log-rank test, {how}"), *wrapped(counted(self.counts, self.spec)), ""]
+        lines = [*wrapped(f"{self.spec.formula}, log-rank test, {how}"), *wrapped(counted(self.counts, self.spec))]
+        lines += ["", *([] if self.cells is None else [*wrapped(str(self.cells)), ""])]
         return "\n".join([*lines, *text_table((self.group, "events", "expected"), rows), "", *wrapped(_sentence(self.test))])
 
 
@@ -152,6 +161,7 @@ def km(spec: AnalysisSpec, contract: Contract) -> Generator[SumRequest[SiteRows[
         counts=patients,
         group=group,
         table=table,
+        cells=TimeCells(ends_T=table.ends_T, num_agreed=len(spec.time_cells(contract))),
         curves={label: kaplan_meier(table, place) for place, label in enumerate(labels) if is_there[place]},
         test=log_rank(log_rank_sums(table)) if is_there.sum() > 1 else None,
     )
@@ -174,13 +184,13 @@ def compare_groups(spec: AnalysisSpec, contract: Contract) -> Generator[SumReque
 
         shape = (2 + num_groups, num_groups)
         sums = yield SumRequest(statistic="observed and expected events", shape=shape, contribution=own)
-        num_cells = None
+        cells = None
     else:
         table = yield from count_cells(spec, contract, _part, num_groups)
-        sums, num_cells = log_rank_sums(table), len(table.ends_T)
+        sums, cells = log_rank_sums(table), TimeCells(ends_T=table.ends_T, num_agreed=len(spec.time_cells(contract)))
     if (sums[1] > 0).sum() <= 1:
         raise ConfigError(f"{group}: a log-rank test needs two groups that are at risk when events happen")
-    return LogRankResult(spec=spec, counts=patients, group=group, labels=labels, test=log_rank(sums), num_cells=num_cells)
+    return LogRankResult(spec=spec, counts=patients, group=group, labels=labels, test=log_rank(sums), cells=cells)
 
 
 def _part(site: SiteRows[SurvivalRows]) -> SurvivalRows:

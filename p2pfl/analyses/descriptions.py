@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from p2pfl.analyses.floors import is_small
 from p2pfl.analyses.leading import FewPatientsHere
 from p2pfl.analyses.spec import AnalysisSpec
-from p2pfl.analyses.text_tables import count, figure, text_table
+from p2pfl.analyses.text_tables import count, figure, text_table, wrapped
 from p2pfl.analyses.variables import cell_labels, coded, group_labels, range_magnitude, unit
 from p2pfl.data.check import CheckedTable
 from p2pfl.data.contract import Contract
@@ -29,6 +29,8 @@ from p2pfl.statistics.describe import MOST_CELLS, QUANTILES, Description, descri
 from p2pfl.statistics.sums import Numbers, SumRequest
 from p2pfl.statistics.survival import Integers
 
+OF_CELLS = "Quantiles come from counts in cells; one whose cell is wider than the SD is not shown."
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DescribedVariable:
@@ -37,6 +39,8 @@ class DescribedVariable:
     name: str
     unit: str | None
     is_date: bool
+    is_whole: bool
+    """Whether all values are whole numbers."""
     group: str | None
     """Label of the patients' group; None: they are not in groups."""
     num_values: int | None
@@ -52,11 +56,20 @@ class DescribedVariable:
         content |= {"values": self.num_values, "missing": self.num_missing}
         if self.counts is not None:
             return {**content, "counts": self.counts}
+        found = {f"q{100 * each:g}": self._quantile(each) for each in QUANTILES}
+        if self.description is None or self.num_values is None:  # a mean of known digits tells of how many values it is
+            return {**content, "mean": None, "sd": None, **found}
+        return {**content, "mean": self._said(self.description.mean), "sd": math.sqrt(self.description.variance), **found}
+
+    def _quantile(self, fraction: float) -> float | str | None:
+        """A quantile, or the middle of its cell where values are not counted; None: the cell is wider than the values' spread."""
         if self.description is None:
-            return {**content, "mean": None, "sd": None, **{f"q{100 * each:g}": None for each in QUANTILES}}
-        mean, quantiles = self.description.mean, {each: self.description.quantile(each) for each in QUANTILES}
-        found = {f"q{100 * each:g}": self._said(value) for each, value in quantiles.items()}
-        return {**content, "mean": self._said(mean), "sd": math.sqrt(self.description.variance), **found}
+            return None
+        low, high = self.description.cell(fraction)
+        is_one_number = self.is_whole and high - low <= 1
+        if high - low > math.sqrt(self.description.variance) and not is_one_number:
+            return None
+        return self._said((low + high) / 2 if self.num_values is None else self.description.quantile(fraction))
 
     def _said(self, value: float) -> float | str:
         return (EPOCH + timedelta(days=round(value))).isoformat() if self.is_date else value
@@ -109,7 +122,7 @@ class DescriptionResult:
             (("", "patients", "missing"), categories),
         ]
         lines = [line for header, rows in tables if rows for line in (*text_table(header, rows), "")]
-        return "\n".join([*lines, f"- and <: not shown, as fewer than {fewest} patients could be told apart"])
+        return "\n".join([*lines, *wrapped(f"- and <: not shown, as fewer than {fewest} patients could be told apart. {OF_CELLS}")])
 
     def _counts(self, each: DescribedVariable) -> tuple[str, str]:
         """Patients with a value and without, or what may be said of them."""
@@ -196,6 +209,7 @@ def _described(
             name=name,
             unit=None if variable is None else variable.unit,
             is_date=variable is not None and variable.type == "date",
+            is_whole=variable is not None and variable.type == "integer",
             group=None if groups.by is None else label,
             num_values=None,
             num_missing=None,

@@ -21,6 +21,9 @@ from p2pfl.data.contract import Contract
 from p2pfl.errors import ConfigError
 from p2pfl.statistics.sums import Numbers, SumRequest
 
+_USUAL_ITERATIONS = 6
+"""After so many a model that has a fit has mostly found it."""
+
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 Site = TypeVar("Site")
@@ -37,6 +40,8 @@ class Counts:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
+        if self.num_missing is None:  # all rows are known from elsewhere, and those left out would follow
+            return {"patients": None, "rows": None, "missing": None}
         return {"patients": self.num_patients, "rows": self.num_rows, "missing": self.num_missing}
 
 
@@ -47,6 +52,8 @@ def shown_count(count: float, fewest: int) -> int | None:
 
 def counted(counts: Counts, spec: AnalysisSpec) -> str:
     """Say how many patients an analysis counts, and how many rows it leaves out."""
+    if counts.num_missing is None:
+        return f"rows left out for missing values: <{spec.patients_per_cell}; the patients are not counted here, as these would follow"
     missing = count(counts.num_missing, spec.patients_per_cell)
     rows = "" if counts.num_rows == counts.num_patients else f", {counts.num_rows:,} rows"
     return f"{counts.num_patients:,} patients{rows}; rows left out for missing values: {missing}"
@@ -132,11 +139,17 @@ def at_sites(
     Raises:
         ConfigError: the iterations would release more numbers.
     """
-    released = 0
+    released = num_iterations = 0
     try:
         request = next(analysis)
         while True:
             released += math.prod(request.shape) if "iteration" in request.statistic else 0
+            num_iterations += "iteration" in request.statistic
+            if released > most_numbers and num_iterations > _USUAL_ITERATIONS:
+                raise ConfigError(
+                    f"no fit in the {num_iterations - 1} iterations that so few patients allow: "
+                    "the outcome may be separated by a variable; leave that one out, or use fewer variables"
+                )
             if released > most_numbers:
                 raise ConfigError(
                     f"the iterations would release {released} numbers about the same patients, and {int(most_numbers)} are the most: "

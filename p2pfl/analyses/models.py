@@ -15,7 +15,7 @@ from p2pfl.analyses.floors import Counts, at_sites, check_cross_table, count_pat
 from p2pfl.analyses.rows import CrossTable, ModelColumns, SiteRows
 from p2pfl.analyses.spec import AnalysisSpec
 from p2pfl.analyses.text_tables import figure, p_value, text_table, wrapped
-from p2pfl.analyses.time_cells import count_cells
+from p2pfl.analyses.time_cells import TimeCells, count_cells
 from p2pfl.data.contract import Contract
 from p2pfl.errors import ConfigError
 from p2pfl.statistics.cox import CoxFit, CoxRows, fit_cox
@@ -25,6 +25,7 @@ from p2pfl.statistics.meta import Estimate, MetaAnalysis, meta_analysis
 from p2pfl.statistics.sums import Numbers, SumRequest, analyse
 from p2pfl.statistics.survival import SurvivalRows
 
+ALL_SITES = "Patients are those of all sites; a site without an estimate of its own is counted, and has no part in the effects."
 _RATIOS = {"binomial": "odds ratio", "poisson": "rate ratio", "cox": "hazard ratio"}
 
 
@@ -37,6 +38,8 @@ class ModelResult:
     fit: GLMFit | CoxFit
     ends_T: Numbers | None = None
     """Ends of the cells of time, where a Cox model has one baseline for all."""
+    cells: TimeCells | None = None
+    """Cells of time with those that they were merged from; None: exact times."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -79,9 +82,11 @@ class ModelResult:
         fit = self.fit
         facts: dict[str, Any] = {"log_likelihood": fit.log_likelihood, "iterations": fit.iterations}
         if isinstance(fit, GLMFit):
-            facts |= {"deviance": fit.deviance, "df_resid": fit.df_resid, "dispersion": fit.dispersion, "aic": fit.aic}
+            facts |= {"df_resid": fit.df_resid, "dispersion": fit.dispersion} if self._is_counted else {}
+            facts |= {"deviance": fit.deviance, "aic": fit.aic}
         else:
             facts |= {"events": fit.num_events, "ties": fit.ties, "null_log_likelihood": fit.null_log_likelihood}
+            facts |= {} if self.cells is None else {"cells": self.cells.as_dict()}
             facts |= {"ends": None if self.ends_T is None else self.ends_T.tolist()}
             facts |= {"tests": {name: {"statistic": each[0], "p": each[1]} for name, each in fit.tests().items()}}
         return {"analysis": self.spec.as_dict(), **self.counts.as_dict(), **facts, "coefficients": self.records()}
@@ -104,24 +109,32 @@ class ModelResult:
             lines += ["", *text_table(("", ratio, f"{level} from", "to"), ratios)] if ratios else []
         return "\n".join([*lines, "", *(line for fact in self._facts() for line in wrapped(fact))])
 
+    @property
+    def _is_counted(self) -> bool:
+        return self.counts.num_missing is not None
+
     def _title(self) -> str:
         if isinstance(self.fit, GLMFit):
             return f"{self.spec.formula}, family {self.fit.family}"
-        base = "a baseline for each site" if self.ends_T is None else f"one baseline, {len(self.ends_T)} cells of time"
+        base = "a baseline for each site" if self.ends_T is None else "one baseline on cells of time"
         return f"{self.spec.formula}, Cox model, {base}, ties by {self.fit.ties.capitalize()}"
 
     def _facts(self) -> list[str]:
         fit = self.fit
+        iterations = "1 iteration" if fit.iterations == 1 else f"{fit.iterations} iterations"
         if isinstance(fit, GLMFit):
+            if not self._is_counted:
+                return [f"deviance {figure(fit.deviance, 8)}, AIC {figure(fit.aic, 8)}, {iterations}"]
             spread = f", residual variance {figure(fit.dispersion)}" if fit.family == "gaussian" else ""
             return [
                 f"deviance {figure(fit.deviance, 8)} on {fit.df_resid:,} degrees of freedom{spread}",
-                f"log-likelihood {figure(fit.log_likelihood, 8)}, AIC {figure(fit.aic, 8)}, {fit.iterations} iterations",
+                f"log-likelihood {figure(fit.log_likelihood, 8)}, AIC {figure(fit.aic, 8)}, {iterations}",
             ]
         tests = "; ".join(f"{name} {figure(each[0], 4)}, p {p_value(each[1])}" for name, each in fit.tests().items())
         return [
-            f"{fit.num_events:,} events, log-likelihood {figure(fit.log_likelihood, 8)}, {fit.iterations} iterations",
+            f"{fit.num_events:,} events, log-likelihood {figure(fit.log_likelihood, 8)}, {iterations}",
             f"tests: {tests}",
+            *([] if self.cells is None else [str(self.cells)]),
         ]
 
 
@@ -162,7 +175,8 @@ class MetaResult:
         rows = [(f"{each['effect']} effect", figure(each["estimate"]), figure(each["se"], 4)) for each in self.records()]
         rows += [(f"  {name}", figure(value), figure(error, 4)) for name, value, error in self.sites]
         title = f"{self.spec.coefficient} of {self.spec.formula}, family {self.spec.family}: meta-analysis of {found.num_estimates} sites"
-        lines = [*wrapped(title), *wrapped(counted(self.counts, self.spec)), "", *text_table(("", "estimate", "SE"), rows), ""]
+        lines = [*wrapped(title), *wrapped(counted(self.counts, self.spec)), *wrapped(ALL_SITES), ""]
+        lines += [*text_table(("", "estimate", "SE"), rows), ""]
         q = f"differences between sites: Q {figure(found.q)}, p {p_value(found.q_pvalue)}, I² {100 * found.i_squared:.1f} %"
         return "\n".join([*lines, *wrapped(f"{q}, tau² {figure(found.tau_squared)} (DerSimonian and Laird)")])
 
@@ -185,13 +199,14 @@ def cox(spec: AnalysisSpec, contract: Contract) -> Generator[SumRequest[SiteRows
     model = ModelColumns.of(spec, contract)
     patients = yield from count_patients(spec, len(model.names))
     yield from check_cross_table(spec, contract)
-    ends_T = None
+    ends_T = cells = None
     if not spec.is_by_site:
         table = yield from count_cells(spec, contract, _one_group, 1)
         ends_T = table.ends_T
+        cells = TimeCells(ends_T=ends_T, num_agreed=len(spec.time_cells(contract)))
     analysis = fit_cox(model.names, ties=spec.ties or "efron", ends_T=ends_T, units_P=model.units_P)
     fit = yield from at_sites(analysis, _part_of_cox)
-    return ModelResult(spec=spec, counts=patients, fit=fit, ends_T=ends_T)
+    return ModelResult(spec=spec, counts=patients, fit=fit, ends_T=ends_T, cells=cells)
 
 
 def compare_coefficient(spec: AnalysisSpec, contract: Contract) -> Generator[SumRequest[SiteRows[DesignRows]], Numbers, MetaResult]:

@@ -106,7 +106,9 @@ class CrossTable:
         Raises:
             ConfigError: it has too many cells to see that each is common to enough patients.
         """
-        found = {name: labels for name in spec.parsed.columns if (labels := cell_labels(name, contract)) is not None}
+        named = set() if spec.kind not in ("km", "compare") or not is_survival(spec.parsed) else {groups_of(spec, contract)[0]}
+        labels_of = {name: (group_labels if name in named else cell_labels)(name, contract) for name in spec.parsed.columns}
+        found = {name: labels for name, labels in labels_of.items() if labels is not None}
         table = cls(names=tuple(found), labels=tuple(found.values()))
         if table.num_cells > MOST_CROSS_CELLS:
             raise ConfigError(
@@ -215,8 +217,7 @@ def _times_and_events(spec: AnalysisSpec, contract: Contract, columns: Columns) 
 
 def _check_times(times_M: Numbers, spec: AnalysisSpec) -> None:
     if not (times_M > 0).all():
-        num = int((times_M <= 0).sum())
-        raise ConfigError(f"{spec.parsed.outcome[0]} is 0 or less in {num} rows: whoever is not followed cannot be counted; say missing")
+        raise ConfigError(f"{spec.parsed.outcome[0]} is 0 or less in some rows: whoever is not followed cannot be counted; say missing")
 
 
 def _site_rows(spec: AnalysisSpec, contract: Contract, table: CheckedTable, rows: Part, is_complete: NDArray[np.bool_]) -> SiteRows[Part]:

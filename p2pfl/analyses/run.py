@@ -72,7 +72,8 @@ def run_analysis(spec: AnalysisSpec, contract: Contract, sites: Sequence[Analysi
         A `Result`.
 
     Raises:
-        ConfigError: the analysis does not fit the contract, a site cannot contribute, or the floors or the model do not hold.
+        ConfigError: the analysis does not fit the contract, a site cannot contribute, the floors or the model do not hold,
+            or one site alone has rows and does not let its own result be shown.
         RefusedByPolicy: a site refuses; its reasons are in the log alone.
     """
     spec.check(contract)
@@ -90,6 +91,7 @@ def run_analysis(spec: AnalysisSpec, contract: Contract, sites: Sequence[Analysi
             findings += [f"{site.name}: {each}" for each in error.findings]
     if findings:
         raise ConfigError(findings)
+    _check_several(sites, rows)
     try:
         result = lead(analysis, [site.name for site in sites], rows)
     except FewPatientsHere as error:
@@ -97,6 +99,17 @@ def run_analysis(spec: AnalysisSpec, contract: Contract, sites: Sequence[Analysi
     if isinstance(result, MetaResult):
         return replace(result, sites=_released(spec, contract, sites, rows))
     return result
+
+
+def _check_several(sites: Sequence[AnalysisSite], rows: Sequence[Any]) -> None:
+    """Keep back a result that is a single site's own, unless this site lets it be shown."""
+    patients = [len(own.patients) if isinstance(own, CheckedTable) else own.num_patients for own in rows]
+    having = [site for site, number in zip(sites, patients, strict=True) if number]
+    if len(having) == 1 and "site_estimates" not in having[0].policy.may_release:
+        raise ConfigError(
+            "one site alone has rows for this analysis, and the result would be its own: give another site, "
+            "or say policy.may_release: [site_estimates] in its file"
+        )
 
 
 def _released(

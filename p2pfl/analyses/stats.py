@@ -16,6 +16,8 @@ from p2pfl.analyses.run import run_analysis
 from p2pfl.analyses.site_files import AnalysisSite, load_sites
 from p2pfl.analyses.spec import AnalysisSpec, FamilyName
 from p2pfl.data.contract import Contract
+from p2pfl.errors import ConfigError
+from p2pfl.yaml_files import shown
 
 __all__ = ["compare", "cox", "describe", "glm", "km", "run"]
 
@@ -36,6 +38,8 @@ def run(analysis: dict[str, Any] | AnalysisSpec, contract: Contract | Path | str
     spec = analysis if isinstance(analysis, AnalysisSpec) else AnalysisSpec.from_mapping(analysis)
     agreed = contract if isinstance(contract, Contract) else Contract.load(contract)
     spec.check(agreed)
+    if isinstance(sites, str | Path):
+        raise ConfigError(f"sites = {shown(str(sites))}: expected a list of files, such as ['site1.yaml', 'site2.yaml']")
     files = [each for each in sites if not isinstance(each, AnalysisSite)]
     loaded = iter(load_sites(files, agreed))
     return run_analysis(spec, agreed, [each if isinstance(each, AnalysisSite) else next(loaded) for each in sites])

@@ -6,6 +6,7 @@ Shapes: T cells, G groups.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,6 +20,41 @@ from p2pfl.statistics.sums import Numbers, SumRequest
 from p2pfl.statistics.survival import LifeTable, SurvivalRows, counts, life_table, merged_ends
 
 Part = TypeVar("Part")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimeCells:
+    """Cells of time on which a result stands."""
+
+    ends_T: Numbers
+    num_agreed: int
+    """Cells before any were merged."""
+
+    def around(self, time: float) -> tuple[float, float] | None:
+        """Ends of the cell that ends at a time; None where none does."""
+        places = np.flatnonzero(self.ends_T == time)
+        return (float(self._starts[places[0]]), float(time)) if len(places) else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        widest = int((self.ends_T - self._starts).argmax())
+        ends = [float(self._starts[widest]), float(self.ends_T[widest])]
+        return {"number": len(self.ends_T), "agreed": self.num_agreed, "widest": ends, "about": self._sentence(ends)}
+
+    def __str__(self) -> str:
+        return str(self.as_dict()["about"])
+
+    @property
+    def _starts(self) -> Numbers:
+        return np.concatenate([[0.0], self.ends_T[:-1]])
+
+    def _sentence(self, widest: list[float]) -> str:
+        number = "1 cell" if len(self.ends_T) == 1 else f"{len(self.ends_T):,} cells"
+        merged = "" if len(self.ends_T) == self.num_agreed else f", merged from {self.num_agreed:,}"
+        return (
+            f"Times are known by their cell alone: {number}{merged}, the widest from {widest[0]:g} to {widest[1]:g}. "
+            "Figures equal the pooled ones on these cells, and may be far from those on exact times."
+        )
 
 
 def count_cells(

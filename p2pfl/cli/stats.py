@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -205,34 +206,46 @@ def _answer(asked: dict[str, Any], contract: Path, sites: list[Path], csv_file: 
     _give(run(spec, contract, sites), csv_file, page, as_json=as_json)
 
 
-def _check_new(csv_file: Path | None, page: Path | None) -> None:
-    from p2pfl.errors import ConfigError
-
-    for option, file in (("--csv", csv_file), ("--html", page)):
-        if file is not None and file.exists():
-            raise ConfigError(f"{option} = '{file}': it exists already; expected a new file")
-
-
 def _give(found: Result, csv_file: Path | None, page: Path | None, *, as_json: bool) -> None:
     """Print a result, and write the files that are asked for."""
     from p2pfl.cli.terminal import open_console
     from p2pfl.inspector.statistics_page import statistics_page
 
-    if csv_file is not None:
-        _write(csv_file, _as_csv(found.records()))
-    if page is not None:
-        _write(page, statistics_page(found.as_dict()))
+    rows = None if csv_file is None else _as_csv(found.records())
+    html = None if page is None else statistics_page(found.as_dict())
+    for path, text in ((csv_file, rows), (page, html)):
+        if path is not None and text is not None:
+            _write(path, text)
     if as_json:
         sys.stdout.write(json.dumps(found.as_dict(), indent=2) + "\n")
         return
     open_console(markup=False, highlight=False).print(found.summary(), soft_wrap=True)
 
 
+def _check_new(csv_file: Path | None, page: Path | None) -> None:
+    """Refuse files that exist, that cannot be written, or that are one, before anything is computed."""
+    from p2pfl.errors import ConfigError
+
+    for option, file in (("--csv", csv_file), ("--html", page)):
+        if file is None:
+            continue
+        if file.exists():
+            raise ConfigError(f"{option} = '{file}': it exists already; expected a new file")
+        if not file.parent.is_dir():
+            raise ConfigError(f"{option} = '{file}': its folder does not exist; make the folder first")
+        if not os.access(file.parent, os.W_OK | os.X_OK):
+            raise ConfigError(f"{option} = '{file}': nothing can be written in its folder; expected another folder")
+    if csv_file is not None and page is not None and csv_file.resolve() == page.resolve():
+        raise ConfigError(f"--html = '{page}': --csv names the same file; expected another one")
+
+
 def _as_csv(rows: list[dict[str, Any]]) -> str:
+    from p2pfl.inspector.tables import harmless
+
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({key: harmless(value) for key, value in row.items()} for row in rows)
     return text.getvalue()
 
 

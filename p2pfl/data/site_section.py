@@ -5,6 +5,7 @@ The file is a node's whole site.yaml, or one with these keys alone for a site th
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,6 +19,8 @@ COHORT_FILE = "cohort.json"
 """Name of the file with the frozen rows, where a site's file says nothing else: beside the state folder."""
 
 _OF_A_NODE = ("member", "study")
+_OF_TABLES = ("table", "contract", "cohort", "policy")
+_NEAR = 0.75
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,8 +64,11 @@ class SiteSection:
         place, folder = str(path), Path(path).absolute().parent
         names = [each.name for each in fields(_Keys)]
         findings: list[str] = []
-        if not any(key in raw for key in _OF_A_NODE):
-            findings += [unknown_key(key, raw[key], ["table", *names]) for key in raw if key not in ("table", *names)]
+        known = ["table", *names, "policy"]
+        if any(key in raw for key in _OF_A_NODE):
+            findings += mistyped_keys(raw)
+        else:
+            findings += [unknown_key(key, raw[key], known) for key in raw if key not in known]
         table, faults = section_table(raw.get("table"))
         findings += faults if "table" in raw else ["table: required, but missing, such as {file: registry.csv}"]
         own = _Keys()
@@ -83,6 +89,12 @@ class SiteSection:
             cohort=found["cohort"] or folder / own.state.expanduser().parent / COHORT_FILE,
             keys=folder / own.keys.expanduser(),
         )
+
+
+def mistyped_keys(raw: Mapping[str, Any]) -> list[str]:
+    """Find keys of a node's file that are nearly one of the table's; the node itself checks the others."""
+    near = [key for key in raw if key not in _OF_TABLES and difflib.get_close_matches(str(key).lower(), _OF_TABLES, n=1, cutoff=_NEAR)]
+    return [unknown_key(key, raw[key], list(_OF_TABLES)) for key in near]
 
 
 def section_table(raw: Any) -> tuple[SiteTable | None, list[str]]:

@@ -18,6 +18,7 @@ svg.drawn {{ width: 100%; max-width: 56rem; font: 13px system-ui, sans-serif; }}
 """
 _TITLES = {"describe": "Description", "glm": "Regression", "cox": "Cox model", "km": "Survival", "compare": "Comparison"}
 _RATIOS = ("odds_ratio", "rate_ratio", "hazard_ratio")
+_OF_CELLS = "Quantiles come from counts in cells; one whose cell is wider than the SD is not shown."
 _Z = 1.959963984540054
 _LEAST_P = 0.0001
 
@@ -40,7 +41,10 @@ def statistics_page(content: dict[str, Any]) -> str:
         sections += _variables(content)
     floors = f"no cell of fewer than {asked['patients_per_cell']} patients, no sum of fewer than {asked['patients_per_sum']}"
     where = "at each site" if asked["cells"] == "site" else "over all sites"
-    sections.append(note(f"Sums over simulated sites, equal to the pooled result. Floors: {floors}; cells are counted {where}."))
+    if "cells" in content:
+        sections.append(note(content["cells"]["about"]))
+    equal = "on these cells of time" if "cells" in content else "of all sites' rows"
+    sections.append(note(f"Sums over simulated sites, equal to the pooled result {equal}. Floors: {floors}; cells are counted {where}."))
     head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
     head += f'<meta name="viewport" content="width=device-width"><title>{escaped(f"{kind}: {title}")}</title><style>{_STYLE}</style>'
     body = f'<h1>{escaped(kind)}</h1><p class="facts">{escaped(title)}</p>{"".join(sections)}'
@@ -51,7 +55,8 @@ def _counted(content: dict[str, Any]) -> list[str]:
     if "patients" not in content:
         return []
     missing = f"fewer than {content['analysis']['patients_per_cell']}" if content["missing"] is None else f"{content['missing']:,}"
-    facts = [f"{content['patients']:,} patients, rows left out for missing values: {missing}"]
+    patients = "patients are not counted" if content["patients"] is None else f"{content['patients']:,} patients"
+    facts = [f"{patients}, rows left out for missing values: {missing}"]
     if "family" in content["analysis"]:
         facts.append(f"family {content['analysis']['family']}")
     if "events" in content:
@@ -93,6 +98,7 @@ def _effects(content: dict[str, Any]) -> list[str]:
     lines += [_forest_row(f"{each['effect']} effect", each, is_total=True) for each in content["effects"]]
     facts = f"{content['estimates']} sites have an estimate. Q {content['q']:.4g}, p {_p(content['q_p'])[0]}"
     facts += f", I² {100 * content['i_squared']:.1f} %, tau² {content['tau_squared']:.4g} (DerSimonian and Laird)."
+    facts += " Patients are those of all sites; a site without an estimate is counted, and has no part in the effects."
     shown = "Sites whose policy allows it are shown." if content["sites"] else "No single site is shown."
     picture = forest(lines, about="Estimates with 95 % intervals", neutral=0.0, is_ratio=False)
     return [f"<h2>{escaped(asked['coefficient'])}, with 95 % intervals</h2>", picture, note(f"{facts} {shown}")]
@@ -105,14 +111,18 @@ def _curves(content: dict[str, Any]) -> list[str]:
     group = content["group"]
     named = [(label if group is None else f"{group} = {label}", rows) for label, rows in by_group.items()]
     medians = [
-        [label if group is None else f"{group} = {label}", *(_number(content["medians"][label][key]) for key in ("median", "low", "high"))]
+        [
+            label if group is None else f"{group} = {label}",
+            _cell(content["medians"][label]["cell"]),
+            *(_number(content["medians"][label][key]) for key in ("median", "low", "high")),
+        ]
         for label in by_group
     ]
     level = f"{100 * content['analysis']['level']:g} %"
     found = [
         survival(named, about="Kaplan-Meier curves with numbers at risk"),
         "<h2>Medians</h2>",
-        table(["", "median", f"{level} from", "to"], medians, about="Median times with intervals"),
+        table(["", "cell of the median", "median", f"{level} from", "to"], medians, about="Median times with intervals"),
     ]
     return [*found, *([] if content["log_rank"] is None else [note(_log_rank(content["log_rank"]))])]
 
@@ -138,7 +148,7 @@ def _variables(content: dict[str, Any]) -> list[str]:
             rows = [[label, _count(number)] for label, number in each["counts"].items()]
             rows.append(["missing", _count(each["missing"])])
             found += [f"<h2>{escaped(_named(each))}</h2>", table(["", "patients"], rows, about=f"Patients by {_named(each)}")]
-    return [*found, note("A dash stands for a number that is not shown, as few patients could be told apart.")]
+    return [*found, note(f"A dash stands for a number that is not shown, as few patients could be told apart. {_OF_CELLS}")]
 
 
 def _named(each: dict[str, Any]) -> str:
@@ -162,6 +172,10 @@ def _can_be_drawn(value: float, is_ratio: bool) -> bool:
 
 def _number(value: float | str | None, digits: int = 5) -> Cell:
     return ("-" if value is None else value if isinstance(value, str) else f"{value:.{digits}g}"), "number"
+
+
+def _cell(ends: tuple[float, float] | None) -> Cell:
+    return ("-" if ends is None else f"{ends[0]:g} to {ends[1]:g}"), "number"
 
 
 def _count(value: int | None) -> Cell:

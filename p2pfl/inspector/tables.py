@@ -109,7 +109,7 @@ def write_csv(path: Path, rows: Sequence[FlatRow]) -> None:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, _columns(rows), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({key: _harmless(value) for key, value in row.items()} for row in rows)
+    writer.writerows({key: harmless(value) for key, value in row.items()} for row in rows)
     replace_file(path, visible(text.getvalue()))
 
 
@@ -144,7 +144,7 @@ def _of_one_type(values: list[Cell]) -> list[Cell]:
     return values if len(kinds) <= 1 else [str(value) if value is not None else None for value in values]
 
 
-def _harmless(value: Cell) -> Cell:
+def harmless(value: Cell) -> Cell:
     """A name or a detail comes from others: a spreadsheet must not take it for a formula."""
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
 

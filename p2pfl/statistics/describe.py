@@ -40,9 +40,19 @@ class Description:
         if not self.num_values:
             return math.nan
         below = np.concatenate([[0.0], np.cumsum(self.counts)]) / self.num_values
-        cell = int(np.searchsorted(below[1:], fraction, side="left"))
+        cell = self._place(fraction)
         inside = (fraction - below[cell]) / (below[cell + 1] - below[cell])
         return float(self.edges[cell] + inside * (self.edges[cell + 1] - self.edges[cell]))
+
+    def cell(self, fraction: float) -> tuple[float, float]:
+        """Ends of the cell in which a quantile lies; NaN where there is no value."""
+        if not self.num_values:
+            return math.nan, math.nan
+        place = self._place(fraction)
+        return float(self.edges[place]), float(self.edges[place + 1])
+
+    def _place(self, fraction: float) -> int:
+        return int(np.searchsorted(np.cumsum(self.counts) / self.num_values, fraction, side="left"))
 
 
 def describe(edges: Sequence[float], fewest: int) -> Generator[SumRequest[Numbers], Numbers, Description]:

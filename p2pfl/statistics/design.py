@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -12,6 +13,8 @@ from p2pfl.errors import ConfigError
 from p2pfl.statistics.formula import FUNCTIONS, Formula, Term, Variable
 from p2pfl.statistics.scale import INTERCEPT
 from p2pfl.statistics.sums import Numbers
+
+MOST_COLUMNS = 1000
 
 _FUNCTIONS = {name: getattr(np, name) for name in FUNCTIONS}
 
@@ -36,7 +39,7 @@ def design(formula: Formula, table: Mapping[str, Numbers | Sequence[str]], level
         levels: of each factor, in the contract's order.
 
     Raises:
-        ConfigError: a column that is not there, a level that is not in the contract, or a function of a factor.
+        ConfigError: a column that is not there, a level that is not in the contract, a function of a factor, or too many columns.
     """
     missing = [name for name in formula.columns if name not in table]
     if missing:
@@ -48,6 +51,8 @@ def design(formula: Formula, table: Mapping[str, Numbers | Sequence[str]], level
     known = {frozenset(term) for term in formula.terms}
     for term in formula.terms:
         coded = [_coded(each, table, levels, is_whole=frozenset(term) - {each} not in known) for each in term]
+        if len(names) + math.prod(map(len, coded)) > MOST_COLUMNS:
+            raise ConfigError(f"more than {MOST_COLUMNS:,} coefficients: leave variables out, or products of them")
         for choice in product(*coded):
             names.append(":".join(name for name, _ in choice) or INTERCEPT)
             terms.append(term)
@@ -88,5 +93,5 @@ def _numbers(variable: Variable, table: Mapping[str, Numbers | Sequence[str]], l
     with np.errstate(all="ignore"):
         found = np.asarray(_FUNCTIONS[variable.function](values))
     if not np.isfinite(found[np.isfinite(values)]).all():
-        raise ConfigError(f"{variable} is no number in {int((~np.isfinite(found[np.isfinite(values)])).sum())} rows of this site")
+        raise ConfigError(f"{variable} is no number in some rows of this site")
     return found

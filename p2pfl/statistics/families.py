@@ -26,6 +26,11 @@ class Family(Protocol):
         """Whether the scatter around the mean is estimated; otherwise it follows from the mean."""
         ...
 
+    @property
+    def expected(self) -> str:
+        """Outcomes that it accepts, as a sentence."""
+        ...
+
     def start(self, y: Numbers, weights: Numbers) -> Numbers:
         """Means to begin with, from the outcomes, as R chooses them; (M,)."""
         ...
@@ -61,6 +66,7 @@ class Gaussian:
 
     name: str = "gaussian"
     has_dispersion: bool = True
+    expected: str = "finite numbers are expected"
 
     def start(self, y: Numbers, weights: Numbers) -> Numbers:  # noqa: ARG002
         """Means to begin with: the outcomes."""
@@ -93,10 +99,11 @@ class Gaussian:
 
 @dataclass(frozen=True, slots=True)
 class Binomial:
-    """Outcomes between 0 and 1, whose log-odds are the predictor."""
+    """Outcomes of 0 or 1, whose log-odds are the predictor."""
 
     name: str = "binomial"
     has_dispersion: bool = False
+    expected: str = "0 and 1 are expected"
 
     def start(self, y: Numbers, weights: Numbers) -> Numbers:
         """Means to begin with: the outcomes, drawn a little to the middle."""
@@ -123,8 +130,8 @@ class Binomial:
         return np.asarray(xlogy(y, y) + xlogy(1 - y, 1 - y))
 
     def accepts(self, y: Numbers) -> bool:
-        """Whether all outcomes lie between 0 and 1."""
-        return bool(((y >= 0) & (y <= 1)).all())
+        """Whether all outcomes are 0 or 1."""
+        return bool(((y == 0) | (y == 1)).all())
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +140,7 @@ class Poisson:
 
     name: str = "poisson"
     has_dispersion: bool = False
+    expected: str = "finite numbers from 0 on are expected"
 
     def start(self, y: Numbers, weights: Numbers) -> Numbers:  # noqa: ARG002
         """Means to begin with: the counts and a little more, so that they have a logarithm."""

@@ -1,4 +1,4 @@
-"""Formulae in R's notation, read by a grammar of our own: nothing in them is ever run, and nothing in them selects rows.
+"""Formulae in R's notation, read by a grammar of our own: nothing in them is ever run, and no term of them filters rows.
 
     outcome ~ age + sex * bmi - 1 + offset(log(days))        Surv(days, event) ~ treatment + log(marker)
 
@@ -10,12 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 
 from p2pfl.errors import ConfigError
 
 FUNCTIONS = ("log", "sqrt", "exp")
 MOST_CHARACTERS, MOST_TERMS, MOST_POWER = 2000, 200, 6
+_MOST_PRODUCTS = 20_000
+"""Products of two terms that are formed while one formula is read."""
 
 _TOKEN = re.compile(r"\s*(?:(?P<name>[A-Za-z][A-Za-z0-9_.]*)|(?P<number>\d+(?![\w.]))|(?P<sign>[~+\-:*^(),]))")
 
@@ -52,6 +55,7 @@ class Formula:
         return tuple(dict.fromkeys(names))
 
 
+@lru_cache(maxsize=64)
 def parse_formula(text: str) -> Formula:
     """Read a formula from its text.
 
@@ -70,7 +74,7 @@ class _Parser:
         self._text, self._place = text, 0
         self._kind, self._word = "", ""
         self._offsets: list[Variable] = []
-        self._depth = 0
+        self._depth = self._num_products = 0
         self._next()
 
     def formula(self) -> Formula:
@@ -110,8 +114,7 @@ class _Parser:
             else:
                 left_out = {frozenset(term) for term in found}
                 terms = {term: None for term in terms if frozenset(term) not in left_out}
-            if len(terms) > MOST_TERMS:
-                raise ConfigError(f"formula {self._text!r}: more than {MOST_TERMS} terms")
+            self._check(len(terms))
             if self._word not in ("+", "-"):
                 return terms
             sign = self._sign()
@@ -128,14 +131,16 @@ class _Parser:
         while self._word == "*":
             self._next()
             others = self._joined(is_whole=False)
-            terms = _distinct([*terms, *others, *_products(terms, others)])
+            terms = _distinct([*terms, *others, *self._products(terms, others)])
+            self._check(len(terms))
         return terms
 
     def _joined(self, *, is_whole: bool) -> list[Term]:
         terms = self._powered(is_whole=is_whole)
         while self._word == ":":
             self._next()
-            terms = _products(terms, self._powered(is_whole=False))
+            terms = self._products(terms, self._powered(is_whole=False))
+            self._check(len(terms))
         return terms
 
     def _powered(self, *, is_whole: bool) -> list[Term]:
@@ -148,8 +153,19 @@ class _Parser:
         power = int(self._word)
         self._next()
         for _ in range(power - 1):
-            terms = _distinct([*terms, *_products(terms, base)])
+            terms = _distinct([*terms, *self._products(terms, base)])
+            self._check(len(terms))
         return terms
+
+    def _products(self, terms: Sequence[Term], others: Sequence[Term]) -> list[Term]:
+        """All products of two terms, in which each variable counts once; counted before they are formed."""
+        self._num_products += len(terms) * len(others)
+        self._check(self._num_products, _MOST_PRODUCTS)
+        return _distinct(tuple(dict.fromkeys([*left, *right])) for left, right in product(terms, others))
+
+    def _check(self, num: int, most: int = MOST_TERMS) -> None:
+        if num > most:
+            raise ConfigError(f"formula {self._text!r}: more than {MOST_TERMS} terms")
 
     def _atom(self, *, is_whole: bool) -> list[Term]:
         if self._word == "(":
@@ -214,11 +230,6 @@ class _Parser:
         place = self._place - len(self._word)
         here = self._text[place : place + 20] or "the end"
         return ConfigError(f"formula {self._text!r}, character {place + 1}, at {here!r}: {expected} is expected")
-
-
-def _products(terms: Sequence[Term], others: Sequence[Term]) -> list[Term]:
-    """All products of two terms, in which each variable counts once."""
-    return _distinct(tuple(dict.fromkeys([*left, *right])) for left, right in product(terms, others))
 
 
 def _distinct(terms: Iterable[Term]) -> list[Term]:

@@ -23,6 +23,9 @@ from p2pfl.statistics.sums import Numbers, SumRequest
 
 MOST_PARAMETERS_PER_ROW = 0.33
 
+NO_SCATTER = 1e-20
+"""Part of the outcome's squares, up to which what the model leaves is rounding."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DesignRows:
@@ -89,7 +92,8 @@ def fit_glm(names: Sequence[str], family: Family, *, units_P: Numbers | None = N
         units_P: of the columns, for `agree_on_scale`.
 
     Raises:
-        ConfigError: too few rows for so many columns, columns that depend on each other, an outcome that is separated or not of the family.
+        ConfigError: too few rows for so many columns, columns that depend on each other, an outcome that is separated or not of the family,
+            or one that the columns foretell exactly where its scatter is estimated.
     """
     scale = yield from agree_on_scale(names, lambda rows: rows.columns_MP, units_P=units_P)
     dof = scale.num_rows - len(names)
@@ -99,7 +103,7 @@ def fit_glm(names: Sequence[str], family: Family, *, units_P: Numbers | None = N
         statistic="missing rows and saturated log-likelihood", shape=(3,), contribution=lambda rows: _facts(rows, family)
     )
     if num_foreign:
-        raise ConfigError(f"an outcome that no {family.name} model has, at {num_foreign:g} of the sites")
+        raise ConfigError(f"an outcome that no {family.name} model has: {family.expected}")
     first = previous = yield from _at(None, family, scale, 0)
     for iteration in range(1, MOST_ITERATIONS + 1):
         params = solved(previous.information_PP, previous.target_P, names)
@@ -113,6 +117,8 @@ def fit_glm(names: Sequence[str], family: Family, *, units_P: Numbers | None = N
         raise ConfigError(f"no fit after {MOST_ITERATIONS} iterations: the outcome may be separated, or a column far too large")
     params = solved(previous.information_PP, previous.target_P, names)
     last = yield from _at(params, family, scale, iteration + 1)  # the information at the coefficients that are reported
+    if family.has_dispersion and last.deviance <= NO_SCATTER * abs(float(last.target_P @ params)):
+        raise ConfigError("the outcome has no scatter around the model: it is the same in all rows, or follows from the other variables")
     dispersion = last.deviance / dof if family.has_dispersion else 1.0
     covariance = dispersion * np.linalg.inv(last.information_PP)
     if family.has_dispersion:

@@ -66,7 +66,8 @@ def meta_analysis() -> Generator[SumRequest[Estimate | None], Numbers, MetaAnaly
 
     count, weight, mean, *_ = yield at(0.0, 0.0)
     if count < FEWEST_ESTIMATES:
-        raise ConfigError(f"{round(count)} sites have an estimate: a meta-analysis needs {FEWEST_ESTIMATES}")
+        having = "1 site has" if round(count) == 1 else f"{round(count)} sites have"
+        raise ConfigError(f"{having} an estimate: a meta-analysis needs {FEWEST_ESTIMATES}")
     fixed = float(mean / weight)
     # around the fixed effect, so that no digits cancel
     _, weight, mean, squares, weights_squared = yield at(0.0, fixed)

@@ -17,6 +17,7 @@ from p2pfl.yaml_files import dump_yaml
 POLICY_KEYS = "patients_per_cell, patients_per_sum, parameters_per_patient, cells, analyses, may_release, variables"
 STRICT = {"patients_per_cell": 7, "cells": "site", "parameters_per_patient": 0.1}
 LOGISTIC = {"kind": "glm", "formula": "died ~ age + sex", "family": "binomial"}
+LINEAR = {"kind": "glm", "formula": "dose ~ age", "family": "gaussian"}
 COX = {"kind": "cox", "formula": "Surv(days, died) ~ age + sex"}
 GROUPS = {"kind": "compare", "formula": "Surv(days, died) ~ sex"}
 
@@ -59,13 +60,22 @@ STUDIES = {
                      "the iterations would release 180 numbers about the same patients, and 158 are the most: use fewer variables"),
     "no event": (lambda study: changed(study, died=lambda *_: "0"), COX, "no site has an event: there is nothing to fit"),
     "a time of 0": (lambda study: changed(study, days=lambda row, place: "0" if place == 4 else row["days"]), COX,
-                    "site-1: days is 0 or less in 1 rows"),
+                    "site-1: days is 0 or less in some rows: whoever"),
     "one group": (lambda study: changed(study, sex=lambda *_: "male"), {**GROUPS, "grid": 100}, "sex: a log-rank test needs two groups"),
     "few patients in a group": (lambda study: changed(study, sex=lambda row, place: "male" if place < 3 else "female"),
                                 {**GROUPS, "grid": 100}, "fewer than 5 patients in a group: no grid hides them"),
     "no group": (lambda study: study, {**GROUPS, "formula": "Surv(days, died) ~ age"}, "formula: age makes no groups"),
     "no logarithm": (lambda study: changed(study, dose=lambda row, place: "0" if place == 4 else row["dose"]),
-                     {**LOGISTIC, "formula": "died ~ log(dose)"}, "site-1: log(dose) is no number in 1 rows of this site"),
+                     {**LOGISTIC, "formula": "died ~ log(dose)"}, "site-1: log(dose) is no number in some rows of this site"),
+    "an outcome without scatter": (lambda study: changed(study, dose=lambda *_: "3"), LINEAR,
+                                   "the outcome has no scatter around the model"),
+    "an outcome that follows": (lambda study: changed(study, dose=lambda row, _: f"{float(row['age']) / 16}"), LINEAR,
+                                "the outcome has no scatter around the model"),
+    "an outcome without scatter at any site": (
+        lambda study: changed(study, dose=lambda *_: "3"),
+        {**LOGISTIC, "kind": "compare", "formula": "dose ~ sex", "family": "gaussian", "coefficient": "sexmale"},
+        "0 sites have an estimate",
+    ),
     "no such coefficient": (lambda study: study, {**LOGISTIC, "kind": "compare", "coefficient": "sexmale2"},
                             "coefficient = 'sexmale2': expected one of (Intercept), age, sexmale"),
 }  # fmt: skip

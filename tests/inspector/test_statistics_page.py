@@ -33,7 +33,7 @@ PAGES = {
         "analysis": {"kind": "km", "formula": "Surv(days, died) ~ sex", **ASKED},
         **COUNTS,
         "group": "sex",
-        "medians": {STRANGE: {"median": 200.0, "low": 150.0, "high": None}},
+        "medians": {STRANGE: {"median": 200.0, "low": 150.0, "high": None, "cell": [0.0, 30.0]}},
         "log_rank": TEST,
         "curves": CURVE,
     },

@@ -152,12 +152,30 @@ def test_columns_are_products_and_missing_where_a_part_is():
         pytest.param("y ~ g", {"g": ["a", "b", "c", "d", "e", "a"]}, "g: 2 values are none of the contract's levels a, b, c", id="level"),
         pytest.param("y ~ log(g)", {}, "g is a factor", id="function"),
         pytest.param("y ~ x + offset(g)", {}, "g is a factor", id="offset"),
-        pytest.param("y ~ log(y)", {}, r"log\(y\) is no number in 1 rows", id="logarithm"),
+        pytest.param("y ~ log(y)", {}, r"log\(y\) is no number in some rows", id="logarithm"),
     ],
 )
 def test_a_table_that_does_not_fit_is_refused_without_showing_a_value(text, changes, message):
     with pytest.raises(ConfigError, match=message):
         design(parse_formula(text), TABLE | changes, LEVELS)
+
+
+VARIABLES = "+".join(f"v{place}" for place in range(30))
+SEVEN = "(a+b+c+d+e+f+g)^6"
+
+
+@pytest.mark.parametrize(
+    "text", [f"({VARIABLES})^6", f"({VARIABLES}):({VARIABLES})", f"({VARIABLES})*({VARIABLES})", "*".join([SEVEN] * 90)]
+)
+def test_products_of_a_formula_are_counted_before_they_are_formed(text):
+    with pytest.raises(ConfigError, match="more than 200 terms"):
+        parse_formula(f"y ~ {text}")
+
+
+def test_products_of_many_levels_are_refused():
+    levels = {name: [f"l{place}" for place in range(20)] for name in "abc"}
+    with pytest.raises(ConfigError, match="more than 1,000 coefficients"):
+        design(parse_formula("y ~ a * b * c"), {"y": np.zeros(1), "a": ["l0"], "b": ["l0"], "c": ["l0"]}, levels)
 
 
 def test_a_formula_gives_the_published_model_of_diabetes():

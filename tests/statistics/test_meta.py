@@ -47,7 +47,7 @@ def test_estimates_that_agree_have_no_heterogeneity():
 
 
 def test_one_estimate_is_refused():
-    with pytest.raises(ConfigError, match="1 sites have an estimate"):
+    with pytest.raises(ConfigError, match="1 site has an estimate"):
         analyse(meta_analysis(), [None, Estimate(value=2.0, variance=0.5)])
 
 
