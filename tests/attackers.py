@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import ctypes.util
 import os
@@ -155,7 +156,8 @@ def connect(port: int, source: str = "127.0.0.1") -> socket.socket:
         # the system chooses the port when it connects: one that is reserved at another address could not be listened at any more
         line.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
         line.bind((source, 0))
-        line.connect(("127.0.0.1", port))
+        with contextlib.suppress(BrokenPipeError):  # it was taken, and has been ended before this process could see so
+            line.connect(("127.0.0.1", port))
     except OSError:
         line.close()
         raise

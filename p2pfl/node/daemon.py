@@ -239,6 +239,7 @@ class Daemon:
             for _ in range(BACKLOG_TURNS):
                 await asyncio.sleep(0)
             quiet = quiet + 1 if claims.furthest() - before <= RETURN_REACH else 0
+        self.protocol.deadlines.note_backlog_heard()  # once: each further pause would make it late for the others again
 
     def _jump(self) -> None:
         """Take the round number from what was heard; the missed rounds are not trained."""

@@ -209,13 +209,18 @@ class Deadlines:
         """Take up the time; a gap that is as long as a deadline shows that this process has stood still, or did not run."""
         gap_s = now_s - self.clock_s
         if gap_s >= self._durations.floor_s:
-            self._stood_still, self._woke_s, self._still_s = True, now_s, gap_s
+            self._stood_still, self._woke_s = True, now_s
+            self._still_s = gap_s if self.began_s else 0.0  # to a process that did not run nothing was sent
             self.away_exchanges += gap_s / (self.usual_s() or self.allowance_s())
         self.clock_s = now_s
 
     def backlog_s(self, now_s: float) -> float:
         """How long this process stood still, where messages of that time may still be coming; else 0."""
         return self._still_s if now_s - self._woke_s < BACKLOG_FOR_S else 0.0
+
+    def note_backlog_heard(self) -> None:
+        """Note that nothing old comes any more, until this process stands still again."""
+        self._still_s = 0.0
 
     def wait_at_start(self, now_s: float, within_s: float, grace_s: float) -> None:
         """Wait in the first exchanges for neighbours that are alive: news of the start may still be on their way to them."""
