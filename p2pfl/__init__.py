@@ -20,13 +20,15 @@ _HOME = {
     "Site": "p2pfl.tasks",
     "Topology": "p2pfl.topology",
     "Layout": "p2pfl.params",
-    "stats": "p2pfl.analyses",
 }
+_MODULES = {"stats": "p2pfl.analyses.stats"}
 
 __all__ = ["Layout", "Metric", "Run", "Site", "Task", "Topology", "__version__", "load", "simulate", "stats", "sweep", "task", "up"]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(_MODULES[name])
     if name not in _HOME:
         raise AttributeError(f"module 'p2pfl' has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)

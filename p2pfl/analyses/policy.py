@@ -7,14 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from p2pfl.analyses.spec import MOST_PARAMETERS_PER_PATIENT, AnalysisSpec, Kind
-from p2pfl.data.contract import Contract
 from p2pfl.errors import ConfigError
 from p2pfl.yaml_files import check, shown, strange_keys, text_keys
+
+if TYPE_CHECKING:  # a node that answers no analysis reads a policy too, and does without scipy
+    from p2pfl.analyses.spec import AnalysisSpec
+    from p2pfl.data.contract import Contract
+
+Kind = Literal["describe", "glm", "cox", "km", "compare"]
+
+MOST_PARAMETERS_PER_PATIENT = 0.33
 
 
 class RefusedByPolicy(ConfigError):

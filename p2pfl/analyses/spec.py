@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 import numpy as np
 from pydantic import Field
 
+from p2pfl.analyses.policy import MOST_PARAMETERS_PER_PATIENT, Kind
 from p2pfl.analyses.variables import MOST_GROUPS, absent_names, faults_of_variables, group_labels, is_survival
 from p2pfl.data.contract import Contract
 from p2pfl.errors import ConfigError
@@ -20,10 +21,8 @@ from p2pfl.statistics.sums import Numbers
 from p2pfl.statistics.survival import grid
 from p2pfl.yaml_files import check, nearest, shown
 
-Kind = Literal["describe", "glm", "cox", "km", "compare"]
 FamilyName = Literal["gaussian", "binomial", "poisson"]
 
-MOST_PARAMETERS_PER_PATIENT = 0.33
 MOST_GRID_CELLS = 20_000
 
 _KEYS_OF_KIND = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -294,3 +296,9 @@ def test_the_table_of_a_site_is_read_with_all_its_faults(site, tmp_path):
     for table in ("rows.csv", "[rows.csv]", "{}"):
         with pytest.raises(ConfigError, match=r"^.*site\.yaml: table"):
             site(f"{LEAST}table: {table}\n")
+
+
+def test_to_read_a_policy_costs_no_library_of_analyses():
+    program = "import sys, p2pfl.node.site; print(*sorted({'scipy', 'torch', 'p2pfl.analyses.spec'} & set(sys.modules)))"
+
+    assert subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout == "\n"
