@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +12,12 @@ from p2pfl.data.cohort import KEY_BYTES, Freeze, freeze, frozen_rows
 from p2pfl.data.contract import Contract
 from p2pfl.data.plain_files import is_there
 from p2pfl.errors import ConfigError, DataError, store_error
-from p2pfl.governance.identity import read_private
+from p2pfl.governance.identity import read_private, write_private
 
 KEY_FILE = "cohort.key"
 """Name of the key's file, beside the private keys of a node."""
 
 _HEX_KEY = re.compile(rf"[0-9a-f]{{{2 * KEY_BYTES}}}")
-_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,15 +84,7 @@ def _make_key(keys: Path) -> bytes:
     """Make a key from the system's randomness, in a file of mode 0600 in a folder of mode 0700."""
     path, key = keys / KEY_FILE, secrets.token_bytes(KEY_BYTES)
     try:
-        keys.parent.mkdir(parents=True, exist_ok=True)
-        keys.mkdir(mode=stat.S_IRWXU, exist_ok=True)
-        if keys.stat().st_mode & _OTHERS:
-            raise ConfigError(f"others may use the folder of the keys; run: chmod 700 {keys}", str(keys))
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, stat.S_IRUSR | stat.S_IWUSR)
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(key.hex() + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        write_private(path, key.hex().encode() + b"\n")
     except OSError as error:
         raise store_error(path, error) from error
     return key

@@ -95,19 +95,11 @@ class Identity:
         path = folder / PRIVATE_FILE
         content = key_file.seal(self.pem_blocks(), passphrase) if passphrase else self.pem_blocks()
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            folder.mkdir(mode=stat.S_IRWXU, exist_ok=True)
-            if folder.stat().st_mode & _OTHERS:
-                raise ConfigError(f"others may use the folder of the private keys; run: chmod 700 {folder}", str(folder))
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, stat.S_IRUSR | stat.S_IWUSR)
+            write_private(path, content)
         except FileExistsError as error:
             raise ConfigError("is there already and is never overwritten; choose another folder", str(path)) from error
         except OSError as error:
             raise ConfigError(f"cannot be written: {error.strerror}", str(path)) from error
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
         return path
 
     def card(
@@ -211,6 +203,24 @@ def _rewrite(path: Path, before: bytes, blocks: bytes, passphrase: bytes) -> Non
         )
     else:
         log.info("%s has been encrypted anew: a guess at its passphrase takes longer now", path)
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Write a new file of mode 0600 durably, in a folder of mode 0700; OSError where it is there or the disk refuses.
+
+    Raises:
+        ConfigError: others may use the folder.
+    """
+    folder = path.parent
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=stat.S_IRWXU, exist_ok=True)
+    if folder.stat().st_mode & _OTHERS:
+        raise ConfigError(f"others may use the folder of the keys; run: chmod 700 {folder}", str(folder))
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, stat.S_IRUSR | stat.S_IWUSR)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_private(path: Path) -> bytes:
