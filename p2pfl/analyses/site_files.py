@@ -10,13 +10,10 @@ from p2pfl.analyses.policy import Policy
 from p2pfl.data.check import CheckedTable
 from p2pfl.data.contract import Contract
 from p2pfl.data.site_rows import site_rows
-from p2pfl.data.site_section import SiteSection, mistyped_keys
+from p2pfl.data.site_section import SiteSection
 from p2pfl.errors import ConfigError, DataError
 from p2pfl.governance.names import NAME, RULE
-from p2pfl.yaml_files import load_yaml, shown, unknown_key
-
-_KEYS = ["member", "table", "policy", "contract", "cohort", "keys", "state"]
-"""Keys of a site's file that is no node's."""
+from p2pfl.yaml_files import load_yaml, shown
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,13 +37,13 @@ class SiteSettings:
 def load_settings(path: Path | str) -> SiteSettings:
     """Read what a site's file says of its name, table and policy; ConfigError with every fault at once."""
     raw, place = load_yaml(path, "table: {file: registry.csv}"), str(path)
-    findings = mistyped_keys(raw) if "study" in raw else [unknown_key(key, value, _KEYS) for key, value in raw.items() if key not in _KEYS]
+    findings: list[str] = []
     name = raw.get("member", Path(path).stem)
     if not isinstance(name, str) or not NAME.fullmatch(name):
         findings.append(f"member = {shown(name)}: expected {RULE}")
     section, policy = None, Policy()
     try:
-        section = SiteSection.from_mapping({key: raw[key] for key in raw if key in _KEYS and key not in ("member", "policy")}, path)
+        section = SiteSection.from_mapping(raw, path)
     except ConfigError as error:
         findings += error.findings
     try:

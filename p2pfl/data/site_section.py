@@ -18,7 +18,8 @@ from p2pfl.yaml_files import check, load_yaml, shown, text_keys, unknown_key
 COHORT_FILE = "cohort.json"
 """Name of the file with the frozen rows, where a site's file says nothing else: beside the state folder."""
 
-_OF_A_NODE = ("member", "study")
+_OF_A_NODE = "study"
+"""Key of a node's file, whose other keys the node checks."""
 _OF_TABLES = ("table", "contract", "cohort", "policy")
 _NEAR = 0.75
 
@@ -64,8 +65,8 @@ class SiteSection:
         place, folder = str(path), Path(path).absolute().parent
         names = [each.name for each in fields(_Keys)]
         findings: list[str] = []
-        known = ["table", *names, "policy"]
-        if any(key in raw for key in _OF_A_NODE):
+        known = ["member", "table", "policy", *names]
+        if _OF_A_NODE in raw:
             findings += mistyped_keys(raw)
         else:
             findings += [unknown_key(key, raw[key], known) for key in raw if key not in known]
