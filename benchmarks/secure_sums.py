@@ -22,7 +22,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from p2pfl.node.sum_node import SumNode
 from p2pfl.node.sum_store import SumFolder
 from p2pfl.privacy.fixed_point import FixedPoint
-from p2pfl.protocol.sum_terms import PlannedSum, SumTerms
+from p2pfl.privacy.planned_sum import PlannedSum
+from p2pfl.protocol.sum_terms import SumTerms
 from p2pfl.transports import MemoryNetwork
 
 FORMATS = {

@@ -9,7 +9,6 @@ Shapes: P columns, T cells of time, G groups.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from p2pfl.analyses.descriptions import Groups, grid_of, values_of
 from p2pfl.analyses.leading import STATISTICS_FORMAT, bound_of
@@ -17,7 +16,7 @@ from p2pfl.analyses.rows import CrossTable, ModelColumns, groups_of
 from p2pfl.analyses.spec import AnalysisSpec
 from p2pfl.analyses.variables import cell_labels, is_survival
 from p2pfl.data.contract import Contract
-from p2pfl.privacy.fixed_point import FixedPoint
+from p2pfl.privacy.planned_sum import PlannedSum
 from p2pfl.statistics.formula import Formula
 from p2pfl.statistics.newton import MOST_ITERATIONS
 
@@ -25,20 +24,8 @@ _Shape = tuple[int, ...]
 _META_SUMS = 3
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SumPlan:
-    """One sum of a plan, with the fields that a secure sum's terms need."""
-
-    statistic: str
-    """Function and variables, as canonical text: the same question has the same text in every study. It ends in ": " and the sum's name."""
-    shape: tuple[int, ...]
-    number_format: FixedPoint
-    bound: float
-    """No number of a site exceeds it in magnitude."""
-
-
-def planned_sums(spec: AnalysisSpec, contract: Contract, num_cells: int | None = None) -> tuple[SumPlan, ...]:
-    """Sums that an analysis may ask for, in their order.
+def planned_sums(spec: AnalysisSpec, contract: Contract, num_cells: int | None = None) -> tuple[PlannedSum, ...]:
+    """Sums that an analysis may ask for, in their order. The statistic of each ends in ": " and the name that the analysis gives it.
 
     Args:
         spec: checked against the contract.
@@ -47,7 +34,7 @@ def planned_sums(spec: AnalysisSpec, contract: Contract, num_cells: int | None =
     """
     question = "; ".join(question_of(spec))  # names of variables and formulae have no semicolon
     return tuple(
-        SumPlan(statistic=f"{question}: {statistic}", shape=shape, number_format=STATISTICS_FORMAT, bound=bound_of(statistic))
+        PlannedSum(statistic=f"{question}: {statistic}", shape=shape, number_format=STATISTICS_FORMAT, bound=bound_of(statistic))
         for statistic, shape in _sums(spec, contract, num_cells)
     )
 

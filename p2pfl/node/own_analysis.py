@@ -23,7 +23,6 @@ from p2pfl.governance.encoding import canonical
 from p2pfl.node.own_sums import analyse_with_others, sum_terms
 from p2pfl.node.site import SiteFile
 from p2pfl.node.sum_node import NO_NUMBERS, OTHER_PLAN, PATIENCE_S, SumSessionEnded
-from p2pfl.protocol.sum_terms import PlannedSum
 from p2pfl.statistics.sums import Numbers, SumRequest
 from p2pfl.yaml_files import load_yaml, shown
 
@@ -56,11 +55,9 @@ def analyse_together(
     spec.check(contract)
     _check_offered(spec)
     study = load_study(SiteFile.load(site_path).study)
-    sums = [
-        PlannedSum(statistic=each.statistic, shape=each.shape, number_format=each.number_format, bound=each.bound)
-        for each in planned_sums(spec, contract)
-    ]
-    terms = sum_terms(study, sums, agreement=hashlib.sha256(canonical([spec.as_dict(), contract.digest])).hexdigest())
+    terms = sum_terms(
+        study, planned_sums(spec, contract), agreement=hashlib.sha256(canonical([spec.as_dict(), contract.digest])).hexdigest()
+    )
     analysis, rows_of = conversation(spec, contract)
     refusal, rows = None, None
     if reasons := tuple(own.policy.refusals(spec, contract)):

@@ -15,7 +15,8 @@ from p2pfl.node.site import SiteFile
 from p2pfl.node.start import check_confirmed
 from p2pfl.node.sum_node import SumNode
 from p2pfl.node.sum_store import SumFolder
-from p2pfl.protocol.sum_terms import PlannedSum, SumTerms
+from p2pfl.privacy.planned_sum import PlannedSum
+from p2pfl.protocol.sum_terms import SumTerms
 from p2pfl.statistics.sums import Numbers, Result, Rows, SumRequest
 
 

@@ -19,7 +19,7 @@ import secrets
 import stat
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Self
@@ -79,25 +79,26 @@ class SumFolder:
             )
         except OSError as error:
             raise store_error(self._log, error) from error
-        try:
+        with ExitStack() as undone:
+            undone.callback(self._close)
+            self._descriptor = descriptor
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise ConfigError("another process of this site makes sums with this folder: stop it first", str(self.folder)) from error
-            self._descriptor = descriptor
             content = self._log.read_bytes()
             if not content and any(path.is_file() for name in ("totals", "signed") for path in (self.folder / name).rglob("*")):
                 raise StoreError(f"{self._log}: is empty, but sums have been made with this folder; {_REMEDY}")
             self._key = self._read_key(has_log=bool(content))
             self._read_log(content)
             sync_file(self._log)  # what it says decides what is sent
-        except BaseException:
-            os.close(descriptor)
-            self._descriptor = None
-            raise
+            undone.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._close()
+
+    def _close(self) -> None:
         with self._at_work:
             if self._descriptor is not None:
                 os.close(self._descriptor)

@@ -1,4 +1,4 @@
-"""An analysis led to its result by planned sums in fixed point: the same requests, checks and bits here and between sites.
+"""An analysis led to its result by planned sums in fixed point, one request after the other.
 
 The sums of an analysis follow each other in the plan, from its first position on; it may leave some out where its totals say so. What a sum
 depends on beside the rows follows from the totals before it, so their digest stands for it: all members have it to the bit, whatever their
@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Generator, Sequence
-from functools import reduce
 from typing import Any, Generic
 
 import numpy as np
 from numpy.typing import NDArray
 
 from p2pfl.errors import ConfigError
-from p2pfl.privacy.fixed_point import Limbs, added
-from p2pfl.protocol.sum_terms import PlannedSum
+from p2pfl.privacy.fixed_point import Limbs
+from p2pfl.privacy.planned_sum import PlannedSum
 from p2pfl.statistics.sums import Numbers, Result, Rows, SumRequest
 
 
@@ -83,24 +82,3 @@ class LedAnalysis(Generic[Rows, Result]):
     def _is_of(self, request: SumRequest[Rows], position: int) -> bool:
         statistic = self._sums[position].statistic
         return request.statistic == statistic or statistic.endswith(f": {request.statistic}")
-
-
-def analyse_in_fixed_point(
-    analysis: Generator[SumRequest[Rows], Numbers, Result], sites: Sequence[Rows], sums: Sequence[PlannedSum], *, first: int = 0
-) -> Result:
-    """Lead an analysis over sites whose rows are all here; masks would cancel, so the totals have the bits of secure sums.
-
-    Raises:
-        ConfigError: a site's number is beyond its bound, or the analysis asks for what is not planned.
-    """
-    led = LedAnalysis(analysis, sums, first)
-    while led.request is not None:
-        planned, form = led.planned, led.planned.number_format
-        parts = []
-        for rows in sites:
-            values = led.numbers(rows)
-            form.check(values, planned.bound, len(sites), statistic=planned.statistic)
-            parts.append(form.encode(values))
-        led.take(reduce(added, parts))
-    (result,) = led.results
-    return result

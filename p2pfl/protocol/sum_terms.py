@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from p2pfl.errors import ConfigError
 from p2pfl.governance.encoding import canonical
-from p2pfl.privacy.fixed_point import FixedPoint
+from p2pfl.privacy.planned_sum import PlannedSum
 from p2pfl.wire.secure_messages import MOST_PARTICIPANTS, MOST_SUMS
 
 FEWEST_PARTICIPANTS: Final = 3
@@ -17,18 +17,6 @@ FEWEST_PARTICIPANTS: Final = 3
 
 CHECKED_BITS: Final = 128
 """Numbers of a checked sum have so many bits, so that an alteration does not pass by chance."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PlannedSum:
-    """One sum of a plan: a statistic, and in which form each participant gives its numbers."""
-
-    statistic: str
-    """Function and variables, as canonical text: the same question has the same text in every study."""
-    shape: tuple[int, ...]
-    number_format: FixedPoint
-    bound: float
-    """No number of a participant exceeds it in magnitude."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,8 @@ from p2pfl.data.contract import Contract
 from p2pfl.errors import ConfigError
 from p2pfl.privacy.fixed_point import added
 from p2pfl.privacy.masks import KEY_BYTES, SessionMasks
-from p2pfl.protocol.sum_terms import PlannedSum, SumTerms
+from p2pfl.privacy.planned_sum import PlannedSum
+from p2pfl.protocol.sum_terms import SumTerms
 from p2pfl.statistics.sums import SumRequest
 
 ANALYSES = {

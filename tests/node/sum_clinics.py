@@ -7,12 +7,13 @@ from contextlib import suppress
 
 import numpy as np
 from secure_members import STATISTICS, STUDY, identity, signing_key
+from unmasked_sums import analyse_in_fixed_point
 
 from links import Links, MemoryLinks
 from p2pfl.node.sum_node import SumNode
 from p2pfl.node.sum_store import SumFolder
-from p2pfl.protocol.led_sums import analyse_in_fixed_point
-from p2pfl.protocol.sum_terms import PlannedSum, SumTerms
+from p2pfl.privacy.planned_sum import PlannedSum
+from p2pfl.protocol.sum_terms import SumTerms
 from p2pfl.statistics.families import FAMILIES
 from p2pfl.statistics.glm import DesignRows, fit_glm
 from p2pfl.statistics.scale import INTERCEPT

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from sum_clinics import planned_regression, regression, rows_of
+from unmasked_sums import analyse_in_fixed_point
 
 from networks import averaging
 from p2pfl.errors import ConfigError
@@ -18,7 +19,6 @@ from p2pfl.experiment.loading import load_study
 from p2pfl.launcher.founding import found_network
 from p2pfl.node.own_sums import analyse_with_others, memory_of, sum_terms
 from p2pfl.node.site import SiteFile
-from p2pfl.protocol.led_sums import analyse_in_fixed_point
 
 DEADLINE_S = 60.0
 

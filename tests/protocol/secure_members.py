@@ -10,9 +10,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pfl.errors import BadMessage
 from p2pfl.privacy.fixed_point import FixedPoint, added
+from p2pfl.privacy.planned_sum import PlannedSum
 from p2pfl.protocol.paced_answers import PACE_S
 from p2pfl.protocol.secure_member import SecureMember
-from p2pfl.protocol.sum_terms import PlannedSum, SumTerms
+from p2pfl.protocol.sum_terms import SumTerms
 
 STATISTICS = FixedPoint(bits=128, fraction_bits=60)
 STUDY = "5a" * 32

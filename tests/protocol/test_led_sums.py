@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from secure_members import STATISTICS
+from unmasked_sums import analyse_in_fixed_point
 
 from p2pfl.errors import ConfigError
-from p2pfl.protocol.led_sums import LedAnalysis, analyse_in_fixed_point
-from p2pfl.protocol.sum_terms import PlannedSum
+from p2pfl.privacy.planned_sum import PlannedSum
+from p2pfl.protocol.led_sums import LedAnalysis
 from p2pfl.statistics.sums import SumRequest
 
 
