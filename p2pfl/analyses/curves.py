@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from p2pfl.analyses.floors import Counts, check_cross_table, count_patients, counted
-from p2pfl.analyses.rows import SiteRows, groups_of
+from p2pfl.analyses.rows import SiteRows, groups_of, part_of
 from p2pfl.analyses.spec import AnalysisSpec
 from p2pfl.analyses.text_tables import figure, p_value, text_table, wrapped
 from p2pfl.analyses.time_cells import TimeCells, count_cells
@@ -154,7 +154,7 @@ def km(spec: AnalysisSpec, contract: Contract) -> Generator[SumRequest[SiteRows[
     """Estimate survival curves of all sites' patients; ConfigError where a floor does not hold."""
     group, labels = groups_of(spec, contract)
     patients = yield from count_patients(spec)
-    table = yield from count_cells(spec, contract, _part, len(labels))
+    table = yield from count_cells(spec, contract, part_of, len(labels))
     is_there = table.at_risk[0] > 0
     return CurvesResult(
         spec=spec,
@@ -186,15 +186,11 @@ def compare_groups(spec: AnalysisSpec, contract: Contract) -> Generator[SumReque
         sums = yield SumRequest(statistic="observed and expected events", shape=shape, contribution=own)
         cells = None
     else:
-        table = yield from count_cells(spec, contract, _part, num_groups)
+        table = yield from count_cells(spec, contract, part_of, num_groups)
         sums, cells = log_rank_sums(table), TimeCells(ends_T=table.ends_T, num_agreed=len(spec.time_cells(contract)))
     if (sums[1] > 0).sum() <= 1:
         raise ConfigError(f"{group}: a log-rank test needs two groups that are at risk when events happen")
     return LogRankResult(spec=spec, counts=patients, group=group, labels=labels, test=log_rank(sums), cells=cells)
-
-
-def _part(site: SiteRows[SurvivalRows]) -> SurvivalRows:
-    return site.part
 
 
 def _number(value: float) -> float | None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from p2pfl.analyses.floors import Counts, at_sites, check_cross_table, count_patients, counted
-from p2pfl.analyses.rows import CrossTable, ModelColumns, SiteRows
+from p2pfl.analyses.rows import CrossTable, ModelColumns, SiteRows, part_of
 from p2pfl.analyses.spec import AnalysisSpec
 from p2pfl.analyses.text_tables import figure, p_value, text_table, wrapped
 from p2pfl.analyses.time_cells import TimeCells, count_cells
@@ -190,7 +190,7 @@ def glm(spec: AnalysisSpec, contract: Contract) -> Generator[SumRequest[SiteRows
     is_all_categorical = all(name in categorical for name in spec.parsed.columns)
     most = np.inf if is_all_categorical else spec.parameters_per_patient * patients.num_patients * len(model.names)
     family = FAMILIES[spec.family or ""]
-    fit = yield from at_sites(fit_glm(model.names, family, units_P=model.units_P), _part_of_design, most)
+    fit = yield from at_sites(fit_glm(model.names, family, units_P=model.units_P), part_of, most)
     return ModelResult(spec=spec, counts=patients, fit=_unscaled(fit, model.outcome_unit))
 
 
@@ -205,7 +205,7 @@ def cox(spec: AnalysisSpec, contract: Contract) -> Generator[SumRequest[SiteRows
         ends_T = table.ends_T
         cells = TimeCells(ends_T=ends_T, num_agreed=len(spec.time_cells(contract)))
     analysis = fit_cox(model.names, ties=spec.ties or "efron", ends_T=ends_T, units_P=model.units_P)
-    fit = yield from at_sites(analysis, _part_of_cox)
+    fit = yield from at_sites(analysis, part_of)
     return ModelResult(spec=spec, counts=patients, fit=fit, ends_T=ends_T, cells=cells)
 
 
@@ -265,14 +265,6 @@ def _unscaled(fit: GLMFit, unit: float) -> GLMFit:
         log_likelihood=log_likelihood,
         aic=fit.aic - 2 * (log_likelihood - fit.log_likelihood),
     )
-
-
-def _part_of_design(site: SiteRows[DesignRows]) -> DesignRows:
-    return site.part
-
-
-def _part_of_cox(site: SiteRows[CoxRows]) -> CoxRows:
-    return site.part
 
 
 def _one_group(site: SiteRows[CoxRows]) -> SurvivalRows:

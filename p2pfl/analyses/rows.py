@@ -183,6 +183,11 @@ def survival_rows(spec: AnalysisSpec, contract: Contract, table: CheckedTable) -
     return _site_rows(spec, contract, table, rows, is_complete)
 
 
+def part_of(site: SiteRows[Part]) -> Part:
+    """Rows of one site as the statistic has them, without its patients and cells."""
+    return site.part
+
+
 def groups_of(spec: AnalysisSpec, contract: Contract) -> tuple[str | None, tuple[str, ...]]:
     """Variable of the groups with its labels; None and one label where there are no groups."""
     named = [term[0].column for term in spec.parsed.terms if term]
