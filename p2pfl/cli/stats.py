@@ -193,7 +193,8 @@ def together(
     from p2pfl.node.own_analysis import analyse_together
 
     _check_new(csv_file, page)
-    _give(analyse_together(analysis, site, confirmed=confirm, patience_s=patience), csv_file, page, as_json=as_json)
+    found = analyse_together(analysis, site, confirmed=confirm, patience_s=patience)
+    _give(found, csv_file, page, as_json=as_json, over="the members of a study, by secure sums")
 
 
 def _answer(asked: dict[str, Any], contract: Path, sites: list[Path], csv_file: Path | None, page: Path | None, *, as_json: bool) -> None:
@@ -206,13 +207,13 @@ def _answer(asked: dict[str, Any], contract: Path, sites: list[Path], csv_file: 
     _give(run(spec, contract, sites), csv_file, page, as_json=as_json)
 
 
-def _give(found: Result, csv_file: Path | None, page: Path | None, *, as_json: bool) -> None:
-    """Print a result, and write the files that are asked for."""
+def _give(found: Result, csv_file: Path | None, page: Path | None, *, as_json: bool, over: str = "simulated sites") -> None:
+    """Print a result, and write the files that are asked for; a page says *over* whom the sums are."""
     from p2pfl.cli.terminal import open_console
     from p2pfl.inspector.statistics_page import statistics_page
 
     rows = None if csv_file is None else _as_csv(found.records())
-    html = None if page is None else statistics_page(found.as_dict())
+    html = None if page is None else statistics_page(found.as_dict(), over)
     for path, text in ((csv_file, rows), (page, html)):
         if path is not None and text is not None:
             _write(path, text)

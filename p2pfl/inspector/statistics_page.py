@@ -23,8 +23,8 @@ _Z = 1.959963984540054
 _LEAST_P = 0.0001
 
 
-def statistics_page(content: dict[str, Any]) -> str:
-    """The page of a result, from the plain values that its `as_dict` gives."""
+def statistics_page(content: dict[str, Any], over: str = "simulated sites") -> str:
+    """The page of a result, from the plain values that its `as_dict` gives; *over* says whose sums they are."""
     asked = content["analysis"]
     title = asked.get("formula") or "all variables"
     kind = _TITLES[asked["kind"]]
@@ -44,7 +44,7 @@ def statistics_page(content: dict[str, Any]) -> str:
     if "cells" in content:
         sections.append(note(content["cells"]["about"]))
     equal = "on these cells of time" if "cells" in content else "of all sites' rows"
-    sections.append(note(f"Sums over simulated sites, equal to the pooled result {equal}. Floors: {floors}; cells are counted {where}."))
+    sections.append(note(f"Sums over {over}, equal to the pooled result {equal}. Floors: {floors}; cells are counted {where}."))
     head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
     head += f'<meta name="viewport" content="width=device-width"><title>{escaped(f"{kind}: {title}")}</title><style>{_STYLE}</style>'
     body = f'<h1>{escaped(kind)}</h1><p class="facts">{escaped(title)}</p>{"".join(sections)}'

@@ -200,5 +200,7 @@ def test_three_processes_print_what_simulated_sites_give(institutions):
     assert [each.returncode for each in running] == [0] * 3, said
     assert [json.loads(out) for out, _ in said[:2]] == [json.loads(json.dumps(expected.as_dict()))] * 2
     assert said[2][0] == expected.summary() + "\n"
-    assert (institutions.folder / "page.html").exists()
+    page = (institutions.folder / "page.html").read_text()
+    assert "simulated" not in page
+    assert "the members of a study, by secure sums" in page
     assert (institutions.folder / "rows.csv").read_text().count("\n") == 4
