@@ -269,8 +269,8 @@ def test_no_metric_of_a_handful_of_patients_leaves_the_site(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_record_under_another_key_costs_the_neighbour_its_word_and_nothing_else(tmp_path):
-    plan = averaging({"name": "ring"}, 5, tolerance=1e-6)
+def test_records_under_another_key_cost_who_sends_them_its_word_and_no_node_its_run(tmp_path):
+    plan = averaging({"name": "ring"}, 5, tolerance=1e-3)
     network = Watched(plan, tmp_path)
     stranger = Ed25519PrivateKey.generate()
 
@@ -278,7 +278,7 @@ def test_a_record_under_another_key_costs_the_neighbour_its_word_and_nothing_els
         async with network:
             network.start()
             network.nodes["node-1"].daemon.protocol.view._sign = stranger.sign
-            return await network.ended()
+            return await network.ended(dishonest="node-1")  # so many of them in a second that it may be disconnected for a while
 
     assert finish(main()) == ["converged"] * 5
     status = network.nodes["node-0"].daemon.status()
