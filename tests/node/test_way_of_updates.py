@@ -10,8 +10,7 @@ from pathlib import Path
 
 from networks import Network, finish, plan_of
 from p2pfl.algorithms import Inbox
-from p2pfl.paces import Held
-from p2pfl.protocol.edges import DueMerge
+from p2pfl.protocol.edges import DueMerge, Held
 from p2pfl.transports import Received
 from p2pfl.wire.link import ReceivedMessage
 from p2pfl.wire.messages import Update
@@ -46,7 +45,6 @@ FILES = [
     "wire/link.py",
     "wire/codec.py",
     "wire/update.py",
-    "paces/lockstep.py",
     "node/mixing.py",
     "algorithms/inbox.py",
 ]
