@@ -85,6 +85,7 @@ def test_an_update_goes_into_the_protocol_once_and_comes_out_once(tmp_path):
 
     files.discard("params.py")  # the bytes of this node's own start
     assert {file for file in files if not file.startswith("algorithms/") or file in FILES} == set(FILES)
+    assert len(files) == len(FILES) + 1  # the rule's own
     assert "in: hear" in crossings
     # only after the merge is the protocol told what came of each update
     assert [each for each in crossings if each != "in: hear"] == ["out: due", "merged", "in: hold"] * plan.experiment.rounds

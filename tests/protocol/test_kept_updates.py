@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 
-from nodes_by_hand import ENCODED, Node, mark_of, meeting_in_pairs, pair
+from nodes_by_hand import ENCODED, Node, carry, greeted, mark_of, meeting_in_pairs, pair
 
 from p2pfl.errors import BadMessage
 from p2pfl.paces import Chosen
@@ -147,3 +147,16 @@ def test_a_stopped_node_keeps_nothing_more():
     node.hear_update("a", 0)
 
     assert node.protocol.came() == {}
+
+
+def test_what_a_neighbour_sent_before_it_began_without_its_state_is_released():
+    a, b = pair()
+    for node in (a, b):
+        node.post()
+    carry(a, b)
+    a.hear_update("b", 1)
+    held = kept(a, 0, "b"), kept(a, 1, "b")
+    greeted(a, Node("b", "a", incarnation=3, anew=5))
+
+    assert [each() for each in held] == [None, None]
+    assert a.protocol.came() == {}
