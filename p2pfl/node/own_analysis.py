@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator
+import math
+from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from p2pfl.analyses.leading import FewPatientsHere
 from p2pfl.analyses.policy import RefusedByPolicy
@@ -13,7 +14,6 @@ from p2pfl.analyses.run import Conversation, conversation, refused
 from p2pfl.analyses.site_files import SiteSettings, load_settings
 from p2pfl.analyses.spec import AnalysisSpec
 from p2pfl.analyses.sum_plan import planned_sums
-from p2pfl.analyses.variables import is_survival
 from p2pfl.data.contract import Contract
 from p2pfl.data.site_rows import site_rows
 from p2pfl.data.site_section import beside
@@ -23,10 +23,14 @@ from p2pfl.governance.encoding import canonical
 from p2pfl.node.own_sums import analyse_with_others, sum_terms
 from p2pfl.node.site import SiteFile
 from p2pfl.node.sum_node import NO_NUMBERS, OTHER_PLAN, PATIENCE_S, SumSessionEnded
+from p2pfl.privacy.planned_sum import PlannedSum
 from p2pfl.statistics.sums import Numbers, SumRequest
 from p2pfl.yaml_files import load_yaml, shown
 
 _EXAMPLE = "kind: glm"
+
+MOST_NUMBERS: Final = 2**22
+"""Numbers of one sum between institutions; they take 64 MiB."""
 
 
 def analyse_together(
@@ -53,11 +57,10 @@ def analyse_together(
     own = load_settings(site_path)
     spec, contract = _load_analysis(analysis_path, own)
     spec.check(contract)
-    _check_offered(spec)
+    sums = planned_sums(spec, contract)
+    _check_size(sums)
     study = load_study(SiteFile.load(site_path).study)
-    terms = sum_terms(
-        study, planned_sums(spec, contract), agreement=hashlib.sha256(canonical([spec.as_dict(), contract.digest])).hexdigest()
-    )
+    terms = sum_terms(study, sums, agreement=hashlib.sha256(canonical([spec.as_dict(), contract.digest])).hexdigest())
     analysis, rows_of = conversation(spec, contract)
     refusal, rows = None, None
     if reasons := tuple(own.policy.refusals(spec, contract)):
@@ -97,12 +100,13 @@ def _load_analysis(path: Path, own: SiteSettings) -> tuple[AnalysisSpec, Contrac
     return spec, Contract.load(file)
 
 
-def _check_offered(spec: AnalysisSpec) -> None:
-    """Refuse an analysis whose sums nobody knows beforehand."""
-    if spec.kind == "cox" and is_survival(spec.parsed) and not spec.is_by_site:
+def _check_size(sums: Sequence[PlannedSum]) -> None:
+    """Refuse an analysis whose sums are too large to go over the links again and again."""
+    size = max((math.prod(each.shape) for each in sums), default=0)
+    if size > MOST_NUMBERS:
         raise ConfigError(
-            "cox: one baseline for all is not offered between institutions yet, as its sums follow from cells of time that are merged; "
-            "leave the grid out, for a baseline of each site"
+            f"the analysis adds {size:,} numbers in one sum, and {MOST_NUMBERS:,} are the most between institutions: "
+            "take a wider grid, fewer variables, or a baseline for each site"
         )
 
 

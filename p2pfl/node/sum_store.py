@@ -13,6 +13,8 @@ from __future__ import annotations
 import fcntl
 import hmac
 import json
+import logging
+import math
 import os
 import re
 import secrets
@@ -36,12 +38,17 @@ from p2pfl.runs.open_files import open_patiently, replacing, sync_file
 from p2pfl.wire.secure_messages import Opening, SignedTotal
 from p2pfl.wire.sum_codec import SumAssembly, encode_sum
 
+log = logging.getLogger(__name__)
+
 KEY_BYTES: Final = 32
 _MAC_BYTES = 32
 _MAC_DIGITS = 2 * _MAC_BYTES
 _REMEDY = "restore the folder from its newest backup; without it this site must not answer these statistics again"
 _LATER_LINE = re.compile(rb"(?<=.)[0-9a-f]{%d} \{" % _MAC_DIGITS, re.DOTALL)
 """A line that begins within another one."""
+_WORD_BYTES = 8
+_MOST_HEAD_BYTES = 64
+"""More than the shape of a total takes."""
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _COPY_REMEDY = "remove the file: neighbours that hold it as well send it again"
 
@@ -68,6 +75,8 @@ class SumFolder:
         self._blocks: dict[str, int] = {}
         self._last_mac, self._size_bytes = b"", 0
         self._is_broken = False
+        self._to_sync: list[Path] = []
+        """Totals that have been written and may not be on the disk yet."""
         self._at_work = threading.Lock()  # a thread that a cancelled node has left behind may still be writing
 
     def __enter__(self) -> Self:
@@ -96,7 +105,19 @@ class SumFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self._close()
+        try:
+            self._sync_totals()
+        finally:
+            self._close()
+
+    def _sync_totals(self) -> None:
+        """Wait until all totals are on the disk, with their names; StoreError where that fails."""
+        with self._at_work:
+            paths, self._to_sync = self._to_sync, []
+        for path in paths:
+            sync_file(path, with_name=False)
+        for folder in {path.parent for path in paths}:
+            sync_file(folder)
 
     def _close(self) -> None:
         with self._at_work:
@@ -270,13 +291,34 @@ class SumFolder:
         """Confirmed totals of a study by their sum ids; StoreError where a file is damaged."""
         folder = self.folder / "totals" / study
         paths = sorted(folder.iterdir()) if folder.is_dir() else []
-        return {path.name: self._read_total(path) for path in paths if not path.name.endswith(".tmp")}
+        found = {path.name: self._read_total(path) for path in paths if not path.name.endswith(".tmp")}
+        return {sum_id: total for sum_id, total in found.items() if total is not None}
 
     def keep_total(self, study: str, sum_id: str, total: Limbs) -> None:
-        """Write a confirmed total; StoreError where that fails."""
-        self._keep(self.folder / "totals" / study / sum_id, canonical(list(total.shape)) + b"\n" + total.astype("<u8").tobytes())
+        """Write a confirmed total; it is on the disk when the folder is closed. StoreError where that fails."""
+        path = self.folder / "totals" / study / sum_id
+        content = canonical([*total.shape]) + b"\n" + total.astype("<u8").tobytes()
+        temporary = path.with_name(path.name + ".tmp")
+        try:
+            with open_patiently(lambda: _opened(temporary)) as file:
+                file.write(self._mac(path, content))
+                file.write(content)
+            temporary.replace(path)
+        except OSError as error:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise store_error(path, error) from error
+        with self._at_work:
+            self._to_sync.append(path)
 
-    def _read_total(self, path: Path) -> Limbs:
+    def _read_total(self, path: Path) -> Limbs | None:
+        try:
+            is_torn = _is_torn(path.read_bytes())
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
+        if is_torn:
+            log.info("%s: was not on the disk when the power went; others have this total, or the sum is made again", path)
+            return None
         shape, _, words = self._read(path).partition(b"\n")
         return np.frombuffer(words, dtype="<u8").astype(np.uint64).reshape(json.loads(shape))
 
@@ -296,20 +338,34 @@ class SumFolder:
         self._keep(self.folder / "signed" / study, msgpack.packb([bytes(next(encode_sum(each))[0]) for each in messages]))
 
     def _keep(self, path: Path, content: bytes) -> None:
-        mac = hmac.digest(self._key, f"{path.parent.name}/{path.name}/".encode() + content, "sha256")
         with _replaced(path) as file:
-            file.write(mac)
+            file.write(self._mac(path, content))
             file.write(content)
+
+    def _mac(self, path: Path, content: bytes) -> bytes:
+        return hmac.digest(self._key, f"{path.parent.name}/{path.name}/".encode() + content, "sha256")
 
     def _read(self, path: Path) -> bytes:
         try:
             content = path.read_bytes()
         except OSError as error:
             raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
-        mac = hmac.digest(self._key, f"{path.parent.name}/{path.name}/".encode() + content[_MAC_BYTES:], "sha256")
-        if not hmac.compare_digest(content[:_MAC_BYTES], mac):
+        if not hmac.compare_digest(content[:_MAC_BYTES], self._mac(path, content[_MAC_BYTES:])):
             raise StoreError(f"{path}: is damaged; {_COPY_REMEDY}")
         return content[_MAC_BYTES:]
+
+
+def _is_torn(content: bytes) -> bool:
+    """Whether the file of a total is what a loss of power leaves: its beginning, which may be nothing, or zeros in its place."""
+    if not any(content):
+        return True
+    shape, newline, words = content[_MAC_BYTES:].partition(b"\n")
+    if not newline:
+        return len(content) < _MAC_BYTES + _MOST_HEAD_BYTES
+    try:
+        return bool(len(words) < math.prod(json.loads(shape)) * _WORD_BYTES)
+    except (ValueError, TypeError):
+        return False
 
 
 def _replaced(path: Path) -> AbstractContextManager[IO[Any]]:
