@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from p2pfl.analyses.curved_terms import agree_on_curves, numbers_of_curves
 from p2pfl.analyses.floors import Counts, at_sites, check_cross_table, count_patients, counted
-from p2pfl.analyses.rows import CrossTable, ModelColumns, SiteRows, part_of
+from p2pfl.analyses.rows import CrossTable, ModelColumns, SiteRows
 from p2pfl.analyses.spec import AnalysisSpec
 from p2pfl.analyses.text_tables import figure, p_value, text_table, wrapped
 from p2pfl.analyses.time_cells import TimeCells, count_cells
@@ -188,9 +189,11 @@ def glm(spec: AnalysisSpec, contract: Contract) -> Generator[SumRequest[SiteRows
     yield from check_cross_table(spec, contract)
     categorical = CrossTable.of(spec, contract).names
     is_all_categorical = all(name in categorical for name in spec.parsed.columns)
-    most = np.inf if is_all_categorical else spec.parameters_per_patient * patients.num_patients * len(model.names)
+    part = yield from agree_on_curves(spec, contract, model)
+    floor = spec.parameters_per_patient * patients.num_patients * len(model.names)
+    most = np.inf if is_all_categorical else floor - numbers_of_curves(model)
     family = FAMILIES[spec.family or ""]
-    fit = yield from at_sites(fit_glm(model.names, family, units_P=model.units_P), part_of, most)
+    fit = yield from at_sites(fit_glm(model.names, family, units_P=model.units_P), part, most)
     return ModelResult(spec=spec, counts=patients, fit=_unscaled(fit, model.outcome_unit))
 
 
@@ -199,13 +202,14 @@ def cox(spec: AnalysisSpec, contract: Contract) -> Generator[SumRequest[SiteRows
     model = ModelColumns.of(spec, contract)
     patients = yield from count_patients(spec, len(model.names))
     yield from check_cross_table(spec, contract)
+    part = yield from agree_on_curves(spec, contract, model)
     ends_T = cells = None
     if not spec.is_by_site:
         table = yield from count_cells(spec, contract, _one_group, 1)
         ends_T = table.ends_T
         cells = TimeCells(ends_T=ends_T, num_agreed=len(spec.time_cells(contract)))
     analysis = fit_cox(model.names, ties=spec.ties or "efron", ends_T=ends_T, units_P=model.units_P)
-    fit = yield from at_sites(analysis, part_of)
+    fit = yield from at_sites(analysis, part)
     return ModelResult(spec=spec, counts=patients, fit=fit, ends_T=ends_T, cells=cells)
 
 

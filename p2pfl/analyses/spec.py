@@ -16,7 +16,7 @@ from p2pfl.analyses.policy import MOST_PARAMETERS_PER_PATIENT, Kind
 from p2pfl.analyses.variables import MOST_GROUPS, absent_names, faults_of_variables, group_labels, is_survival
 from p2pfl.data.contract import Contract
 from p2pfl.errors import ConfigError
-from p2pfl.statistics.formula import Formula, parse_formula
+from p2pfl.statistics.formula import CURVES, Formula, parse_formula
 from p2pfl.statistics.sums import Numbers
 from p2pfl.statistics.survival import grid
 from p2pfl.yaml_files import check, nearest, shown
@@ -195,6 +195,8 @@ class AnalysisSpec:
             yield f"formula = {shown(self.formula)}: km has one variable of groups on the right side, or 1 for none"
         if self.kind == "compare" and is_survival(formula) and not is_one_group:
             yield f"formula = {shown(self.formula)}: a log-rank test has one variable of groups on the right side"
+        if self.kind == "compare" and (curves := [each for term in groups for each in term if each.function in CURVES]):
+            yield f"formula: {curves[0]}: sites are compared by models without curves; leave it out, or use glm"
         if self.kind == "cox" and not groups:
             yield f"formula = {shown(self.formula)}: a Cox model needs a variable on the right side"
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from p2pfl.analyses.curved_terms import sums_of_curves
 from p2pfl.analyses.descriptions import Groups, grid_of, values_of
 from p2pfl.analyses.leading import STATISTICS_FORMAT, bound_of
 from p2pfl.analyses.rows import CrossTable, ModelColumns, groups_of
@@ -62,6 +63,8 @@ def _sums(spec: AnalysisSpec, contract: Contract, num_cells: int | None) -> Iter
     is_gridded = is_survival(spec.parsed) and not spec.is_by_site
     if (table := CrossTable.of(spec, contract)).names and (spec.kind in ("glm", "cox") or not is_gridded) and spec.kind != "km":
         yield f"cross table of {', '.join(table.names)}", (table.num_cells,)
+    if spec.kind in ("glm", "cox"):
+        yield from sums_of_curves(ModelColumns.of(spec, contract).curves)
     if is_gridded:
         num_groups = 1 if spec.kind == "cox" else len(groups_of(spec, contract)[1])
         yield "counts by cell of time", (2, len(spec.time_cells(contract)), num_groups)

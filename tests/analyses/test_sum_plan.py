@@ -29,6 +29,8 @@ ANALYSES = {
     "linear": {"kind": "glm", "formula": "dose ~ age + sex", "family": "gaussian"},
     "logistic": {"kind": "glm", "formula": "died ~ age + sex", "family": "binomial"},
     "without categories": {"kind": "glm", "formula": "visits ~ age + dose", "family": "poisson"},
+    "curves": {"kind": "glm", "formula": "died ~ poly(age, 3) * sex + poly(visits, 1) + spline(dose, 2, 5, 8)", "family": "binomial"},
+    "cox with curves": {"kind": "cox", "formula": "Surv(days, died) ~ poly(age, 2)", "grid": 50},
     "cox": {"kind": "cox", "formula": "Surv(days, died) ~ age + sex"},
     "cox with one baseline": {"kind": "cox", "formula": "Surv(days, died) ~ age + sex", "grid": 50},
     "km": {"kind": "km", "formula": "Surv(days, died) ~ sex", "grid": 50},
