@@ -16,17 +16,19 @@ from p2pfl.analyses.policy import MOST_PARAMETERS_PER_PATIENT, Kind
 from p2pfl.analyses.variables import MOST_GROUPS, absent_names, faults_of_variables, group_labels, is_survival
 from p2pfl.data.contract import Contract
 from p2pfl.errors import ConfigError
+from p2pfl.statistics.families import NEGATIVE_BINOMIAL
 from p2pfl.statistics.formula import CURVES, Formula, parse_formula
 from p2pfl.statistics.sums import Numbers
 from p2pfl.statistics.survival import grid
 from p2pfl.yaml_files import check, nearest, shown
 
-FamilyName = Literal["gaussian", "binomial", "poisson"]
+FamilyName = Literal["gaussian", "binomial", "poisson", "gamma", "negative-binomial"]
 
 MOST_GRID_CELLS = 20_000
 
 _KEYS_OF_KIND = {
     "family": ("glm", "compare"),
+    "theta": ("glm", "compare"),
     "coefficient": ("compare",),
     "ties": ("cox",),
     "strata": ("cox", "compare"),
@@ -52,6 +54,8 @@ class AnalysisSpec:
     """Variable of groups that are described apart."""
     family: FamilyName | None = None
     """Family of a generalised linear model."""
+    theta: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Parameter of a negative binomial model, whose variance is mean + mean^2 / theta; None: it is estimated."""
     coefficient: str | None = None
     """Coefficient of which the sites' own estimates are compared."""
     ties: Literal["efron", "breslow"] | None = None
@@ -89,7 +93,7 @@ class AnalysisSpec:
     def as_dict(self) -> dict[str, Any]:
         """All that is said, defaults of the kind written out."""
         content: dict[str, Any] = {"kind": self.kind}
-        for key in ("formula", "variables", "by", "family", "coefficient", "ties", "strata", "grid", "ends"):
+        for key in ("formula", "variables", "by", "family", "theta", "coefficient", "ties", "strata", "grid", "ends"):
             value = getattr(self, key)
             if value not in (None, ()):
                 content[key] = list(value) if isinstance(value, tuple) else value
@@ -207,6 +211,8 @@ class AnalysisSpec:
     def _faults_of_survival(self, formula: Formula) -> Iterator[str]:
         if self.kind == "glm":
             yield f"formula = {shown(self.formula)}: glm has one outcome; Surv(time, event) is for cox, km and compare"
+        if self.theta is not None and self.kind != "glm":
+            yield f"theta = {self.theta:g}: it counts only where the outcome is one variable"
         if self.family is not None and self.kind != "glm":
             yield f"family = {shown(self.family)}: it counts only where the outcome is one variable"
         if self.coefficient is not None:
@@ -226,6 +232,8 @@ class AnalysisSpec:
             return
         if self.family is None:
             yield f"family: required, one of {', '.join(get_args(FamilyName))}"
+        if self.theta is not None and self.family != NEGATIVE_BINOMIAL:
+            yield f"theta = {self.theta:g}: it belongs to family {NEGATIVE_BINOMIAL}"
         if self.kind == "compare" and self.coefficient is None:
             yield "coefficient: required: which coefficient of the sites' own models is compared"
         if self.kind == "compare" and (self._has_grid or self.strata is not None):

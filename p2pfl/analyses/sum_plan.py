@@ -18,6 +18,7 @@ from p2pfl.analyses.spec import AnalysisSpec
 from p2pfl.analyses.variables import cell_labels, is_survival
 from p2pfl.data.contract import Contract
 from p2pfl.privacy.planned_sum import PlannedSum
+from p2pfl.statistics.families import FAMILIES, NEGATIVE_BINOMIAL
 from p2pfl.statistics.formula import Formula
 from p2pfl.statistics.newton import MOST_ITERATIONS
 
@@ -45,7 +46,8 @@ def question_of(spec: AnalysisSpec) -> list[str]:
     if spec.kind == "describe":
         return ["describe"]  # the statistics name the groups
     time = [] if spec.is_by_site or not is_survival(spec.parsed) else [f"grid {spec.grid!r} {list(spec.ends)!r}"]
-    return [spec.kind, formula_text(spec.parsed), *([spec.family] if spec.family else []), *time]
+    theta = [] if spec.theta is None else [f"theta {spec.theta!r}"]
+    return [spec.kind, formula_text(spec.parsed), *([spec.family] if spec.family else []), *theta, *time]
 
 
 def formula_text(formula: Formula) -> str:
@@ -84,9 +86,13 @@ def _of_models(spec: AnalysisSpec, contract: Contract, num_cells: int | None) ->
         return
     yield "rows and means", (1 + size,)
     yield "squares around the means", (size,)
-    if spec.kind == "glm":
+    if spec.kind == "glm" and spec.family == NEGATIVE_BINOMIAL and spec.theta is None:
+        yield "missing rows and sum of the outcomes", (3,)
+        iteration, numbers = "information, score and theta", triangle + size + 4
+    elif spec.kind == "glm":
         yield "missing rows and saturated log-likelihood", (3,)
-        iteration, numbers = "information, score and deviance", triangle + size + 1
+        has_pearson = spec.family in FAMILIES and FAMILIES[spec.family].has_pearson
+        iteration, numbers = "information, score and deviance", triangle + size + 1 + has_pearson
     else:
         yield "events", (1,)
         iteration = "partial likelihood"

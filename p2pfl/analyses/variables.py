@@ -121,6 +121,8 @@ def _faults_of_outcome(name: str, outcome: ContractVariable, family: str | None)
         ),
         "poisson": ("a number with a range from 0 on", outcome.is_numeric and _within(outcome, 0, math.inf)),
         "gaussian": ("a number", outcome.is_numeric),
+        "gamma": ("a number with a range from 0 on", outcome.is_numeric and _within(outcome, 0, math.inf)),
+        "negative-binomial": ("a number with a range from 0 on", outcome.is_numeric and _within(outcome, 0, math.inf)),
     }
     if family in needed and not needed[family][1]:
         what = f"of type {outcome.type}" + (f" with range [{outcome.range[0]:g}, {outcome.range[1]:g}]" if outcome.range else "")

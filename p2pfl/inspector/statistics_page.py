@@ -17,7 +17,7 @@ body {{ max-width: 56rem; margin: 2rem auto; padding: 0 1rem; }}
 svg.drawn {{ width: 100%; max-width: 56rem; font: 13px system-ui, sans-serif; }} svg.drawn text {{ fill: var(--ink); }}
 """
 _TITLES = {"describe": "Description", "glm": "Regression", "cox": "Cox model", "km": "Survival", "compare": "Comparison"}
-_RATIOS = ("odds_ratio", "rate_ratio", "hazard_ratio")
+_RATIOS = ("odds_ratio", "rate_ratio", "mean_ratio", "hazard_ratio")
 _OF_CELLS = "Quantiles come from counts in cells; one whose cell is wider than the SD is not shown."
 _Z = 1.959963984540054
 _LEAST_P = 0.0001
