@@ -5,7 +5,7 @@ Arrays of results are (P,) in the order of their names.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -195,6 +195,22 @@ class MetaResult:
 
 def glm(spec: AnalysisSpec, contract: Contract) -> Generator[SumRequest[SiteRows[DesignRows]], Numbers, ModelResult]:
     """Fit a generalised linear model to the rows of all sites; ConfigError where a floor or the model does not hold."""
+    return (yield from fit_model(spec, contract))[0]
+
+
+def fit_model(
+    spec: AnalysisSpec, contract: Contract, num_others: int = 0
+) -> Generator[SumRequest[SiteRows[DesignRows]], Numbers, tuple[ModelResult, Callable[[SiteRows[DesignRows]], DesignRows]]]:
+    """Fit a generalised linear model, and give also the function that makes a site's rows with all columns.
+
+    Args:
+        spec: of kind glm.
+        contract: of all sites.
+        num_others: numbers that an analysis releases about the same rows after the fit.
+
+    Raises:
+        ConfigError: a floor or the model does not hold.
+    """
     model = ModelColumns.of(spec, contract)
     patients = yield from count_patients(spec, len(model.names))
     yield from check_cross_table(spec, contract)
@@ -202,9 +218,9 @@ def glm(spec: AnalysisSpec, contract: Contract) -> Generator[SumRequest[SiteRows
     is_all_categorical = all(name in categorical for name in spec.parsed.columns)
     part = yield from agree_on_curves(spec, contract, model)
     floor = spec.parameters_per_patient * patients.num_patients * len(model.names)
-    most = np.inf if is_all_categorical else floor - numbers_of_curves(model)
+    most = np.inf if is_all_categorical else floor - numbers_of_curves(model) - num_others
     fit = yield from at_sites(_fitted(spec, model, model.units_P), part, most)
-    return ModelResult(spec=spec, counts=patients, fit=_unscaled(fit, model.outcome_unit))
+    return ModelResult(spec=spec, counts=patients, fit=_unscaled(fit, model.outcome_unit)), part
 
 
 def cox(spec: AnalysisSpec, contract: Contract) -> Generator[SumRequest[SiteRows[CoxRows]], Numbers, ModelResult]:

@@ -91,7 +91,7 @@ class ModelColumns:
         }
         empty |= dict.fromkeys(absent_names(contract), np.zeros(0))
         found = _without_intercept(design(spec.parsed, empty, contract.levels), spec)
-        is_scaled = spec.family == "gaussian"
+        is_scaled = spec.outcome_family == "gaussian"
         return cls(
             names=found.names,
             units_P=units(found.terms, contract),

@@ -33,10 +33,10 @@ _KEYS_OF_KIND = {
     "ties": ("cox",),
     "strata": ("cox", "compare"),
     "grid": ("cox", "km", "compare"),
-    "ends": ("cox", "km", "compare"),
+    "ends": ("cox", "km", "compare", "calibration"),
     "variables": ("describe",),
     "by": ("describe",),
-    "formula": ("glm", "cox", "km", "compare"),
+    "formula": ("glm", "calibration", "mixed", "cox", "km", "compare"),
 }
 
 
@@ -65,7 +65,7 @@ class AnalysisSpec:
     grid: Annotated[float, Field(gt=0)] | None = None
     """Width of a cell of time; cells are merged until each hides enough patients."""
     ends: tuple[Annotated[float, Field(gt=0)], ...] = ()
-    """Ends of the cells of time, instead of a width."""
+    """Ends of the cells of time, instead of a width; for a calibration ends of the cells of risk, the last of them 1."""
     patients_per_cell: Annotated[int, Field(ge=1)] = 5
     """Fewest patients in a cell that holds any."""
     patients_per_sum: Annotated[int, Field(ge=1)] = 10
@@ -105,6 +105,11 @@ class AnalysisSpec:
     def parsed(self) -> Formula:
         """The formula's terms; ConfigError where there is none."""
         return parse_formula(self.formula or "")
+
+    @property
+    def outcome_family(self) -> FamilyName | None:
+        """Family of the outcome, which the kind may say; None: it is a time and an event."""
+        return {"calibration": "binomial", "mixed": "gaussian"}.get(self.kind, self.family)  # type: ignore[return-value]
 
     @property
     def is_by_site(self) -> bool:
@@ -149,7 +154,7 @@ class AnalysisSpec:
         except ConfigError as error:
             yield from error.findings
             return
-        yield from faults_of_variables(formula, contract, known, self.family if not is_survival(formula) else None)
+        yield from faults_of_variables(formula, contract, known, self.outcome_family if not is_survival(formula) else None)
         if any(name not in known for name in formula.columns) or not is_survival(formula):
             return
         if self.kind in ("km", "compare"):
@@ -209,8 +214,8 @@ class AnalysisSpec:
         return self.grid is not None or bool(self.ends)
 
     def _faults_of_survival(self, formula: Formula) -> Iterator[str]:
-        if self.kind == "glm":
-            yield f"formula = {shown(self.formula)}: glm has one outcome; Surv(time, event) is for cox, km and compare"
+        if self.kind in _OF_ONE_OUTCOME:
+            yield f"formula = {shown(self.formula)}: {self.kind} has one outcome; Surv(time, event) is for cox, km and compare"
         if self.theta is not None and self.kind != "glm":
             yield f"theta = {self.theta:g}: it counts only where the outcome is one variable"
         if self.family is not None and self.kind != "glm":
@@ -230,7 +235,9 @@ class AnalysisSpec:
         if self.kind in ("cox", "km"):
             yield f"formula = {shown(self.formula)}: expected Surv(time, event) on the left side, such as {_EXAMPLES[self.kind]!r}"
             return
-        if self.family is None:
+        if self.kind == "calibration" and self.ends and self.ends[-1] != 1:
+            yield f"ends = {shown(list(self.ends))}: expected risks of which the last is 1"
+        if self.family is None and self.outcome_family is None:
             yield f"family: required, one of {', '.join(get_args(FamilyName))}"
         if self.theta is not None and self.family != NEGATIVE_BINOMIAL:
             yield f"theta = {self.theta:g}: it belongs to family {NEGATIVE_BINOMIAL}"
@@ -250,8 +257,11 @@ class AnalysisSpec:
             yield f"ends = {shown(list(self.ends))}: {formula.outcome[0]} goes up to {last:g} in the contract; expected a last end there"
 
 
+_OF_ONE_OUTCOME = ("glm", "calibration", "mixed")
 _EXAMPLES = {
     "glm": "died ~ age + sex",
+    "calibration": "died ~ age + sex",
+    "mixed": "los ~ age + sex",
     "cox": "Surv(days, event) ~ age + sex",
     "km": "Surv(days, event) ~ treatment",
     "compare": "Surv(days, event) ~ treatment",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from p2pfl.analyses.calibration import model_spec, sums_of_calibration
 from p2pfl.analyses.curved_terms import sums_of_curves
 from p2pfl.analyses.descriptions import Groups, grid_of, values_of
 from p2pfl.analyses.leading import STATISTICS_FORMAT, bound_of
@@ -47,7 +48,8 @@ def question_of(spec: AnalysisSpec) -> list[str]:
         return ["describe"]  # the statistics name the groups
     time = [] if spec.is_by_site or not is_survival(spec.parsed) else [f"grid {spec.grid!r} {list(spec.ends)!r}"]
     theta = [] if spec.theta is None else [f"theta {spec.theta!r}"]
-    return [spec.kind, formula_text(spec.parsed), *([spec.family] if spec.family else []), *theta, *time]
+    risks = [f"risks {list(spec.ends)!r}"] if spec.kind == "calibration" and spec.ends else []
+    return [spec.kind, formula_text(spec.parsed), *([spec.family] if spec.family else []), *theta, *time, *risks]
 
 
 def formula_text(formula: Formula) -> str:
@@ -60,6 +62,10 @@ def formula_text(formula: Formula) -> str:
 def _sums(spec: AnalysisSpec, contract: Contract, num_cells: int | None) -> Iterator[tuple[str, _Shape]]:
     if spec.kind == "describe":
         yield from _of_descriptions(spec, contract)
+        return
+    if spec.kind == "calibration":
+        yield from _sums(model_spec(spec), contract, None)
+        yield from sums_of_calibration(spec)
         return
     yield "patients and rows", (3,)
     is_gridded = is_survival(spec.parsed) and not spec.is_by_site

@@ -94,6 +94,32 @@ def glm(
 
 
 @app.command()
+def calibration(
+    formula: Formula,
+    sites: Sites,
+    *,
+    contract: ContractFile,
+    ends: Annotated[str | None, typer.Option("--ends", metavar="R1,R2,...,1", help="Ends of the cells of predicted risk.")] = None,
+    patients_per_cell: Cell = None,
+    patients_per_sum: Sum = None,
+    parameters_per_patient: Parameters = None,
+    cells: Cells = None,
+    level: Level = None,
+    csv_file: Csv = None,
+    page: Page = None,
+    as_json: Json = False,
+) -> None:
+    """Fit a logistic regression and hold its risks against the outcomes: groups of risk, slope, Brier score, area under the curve.
+
+    Example: p2pfl stats calibration 'died ~ age + sex' --contract contract.yaml site-a.yaml site-b.yaml site-c.yaml
+    """
+    asked = {"formula": formula, "ends": _times(ends), "level": level}
+    floors: dict[str, Any] = {"patients_per_cell": patients_per_cell, "patients_per_sum": patients_per_sum, "cells": cells}
+    floors["parameters_per_patient"] = parameters_per_patient
+    _answer({"kind": "calibration", **asked, **floors}, contract, sites, csv_file, page, as_json=as_json)
+
+
+@app.command()
 def cox(
     formula: Survival,
     sites: Sites,

@@ -34,6 +34,8 @@ ANALYSES = {
     "gamma": {"kind": "glm", "formula": "dose ~ age + sex", "family": "gamma"},
     "negative binomial": {"kind": "glm", "formula": "visits ~ dose", "family": "negative-binomial", "theta": 3.0},
     "negative binomial, theta estimated": {"kind": "glm", "formula": "visits ~ dose", "family": "negative-binomial"},
+    "calibration": {"kind": "calibration", "formula": "died ~ age + dose"},
+    "calibration with ends": {"kind": "calibration", "formula": "died ~ poly(age, 2)", "ends": [0.4, 0.6, 1]},
     "cox": {"kind": "cox", "formula": "Surv(days, died) ~ age + sex"},
     "cox with one baseline": {"kind": "cox", "formula": "Surv(days, died) ~ age + sex", "grid": 50},
     "km": {"kind": "km", "formula": "Surv(days, died) ~ sex", "grid": 50},
