@@ -5,28 +5,36 @@ Arrays of results are (P,) in the order of their names.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from p2pfl.analyses.curved_terms import agree_on_curves, numbers_of_curves
 from p2pfl.analyses.floors import Counts, at_sites, check_cross_table, count_patients, counted
-from p2pfl.analyses.rows import CrossTable, ModelColumns, SiteRows, part_of
+from p2pfl.analyses.rows import CrossTable, ModelColumns, SiteRows
 from p2pfl.analyses.spec import AnalysisSpec
 from p2pfl.analyses.text_tables import figure, p_value, text_table, wrapped
 from p2pfl.analyses.time_cells import TimeCells, count_cells, filled_up
 from p2pfl.data.contract import Contract
 from p2pfl.errors import ConfigError
 from p2pfl.statistics.cox import CoxFit, CoxRows, fit_cox
-from p2pfl.statistics.families import FAMILIES
+from p2pfl.statistics.families import FAMILIES, NEGATIVE_BINOMIAL, NegativeBinomial
 from p2pfl.statistics.glm import DesignRows, GLMFit, fit_glm
 from p2pfl.statistics.meta import Estimate, MetaAnalysis, meta_analysis
+from p2pfl.statistics.negative_binomial import fit_negative_binomial
 from p2pfl.statistics.sums import Numbers, SumRequest, analyse
 from p2pfl.statistics.survival import SurvivalRows
 
 ALL_SITES = "Patients are those of all sites; a site without an estimate of its own is counted, and has no part in the effects."
-_RATIOS = {"binomial": "odds ratio", "poisson": "rate ratio", "cox": "hazard ratio"}
+_RATIOS = {
+    "binomial": "odds ratio",
+    "poisson": "rate ratio",
+    "negative-binomial": "rate ratio",
+    "gamma": "mean ratio",
+    "cox": "hazard ratio",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +92,7 @@ class ModelResult:
         if isinstance(fit, GLMFit):
             facts |= {"df_resid": fit.df_resid, "dispersion": fit.dispersion} if self._is_counted else {}
             facts |= {"deviance": fit.deviance, "aic": fit.aic}
+            facts |= {} if fit.theta is None else {"theta": fit.theta, "theta_se": fit.theta_bse}
         else:
             facts |= {"events": fit.num_events, "ties": fit.ties, "null_log_likelihood": fit.null_log_likelihood}
             facts |= {} if self.cells is None else {"cells": self.cells.as_dict()}
@@ -94,7 +103,7 @@ class ModelResult:
     def summary(self) -> str:
         """Table for people, at most 80 columns wide."""
         fit, level = self.fit, f"{100 * self.spec.level:g} %"
-        is_t = isinstance(fit, GLMFit) and fit.family == "gaussian"
+        is_t = isinstance(fit, GLMFit) and fit.has_dispersion
         records = self.records()
         rows = [
             (each["name"], figure(each["estimate"]), figure(each["se"], 4), figure(each["statistic"], 4), p_value(each["p"]),
@@ -125,8 +134,11 @@ class ModelResult:
         if isinstance(fit, GLMFit):
             if not self._is_counted:
                 return [f"deviance {figure(fit.deviance, 8)}, AIC {figure(fit.aic, 8)}, {iterations}"]
-            spread = f", residual variance {figure(fit.dispersion)}" if fit.family == "gaussian" else ""
+            named = "residual variance" if fit.family == "gaussian" else "dispersion"
+            spread = f", {named} {figure(fit.dispersion)}" if fit.has_dispersion else ""
+            error = "given" if fit.theta_bse is None else f"SE {figure(fit.theta_bse, 4)}"
             return [
+                *([] if fit.theta is None else [f"variance = mean + mean² / theta, theta {figure(fit.theta)} ({error})"]),
                 f"deviance {figure(fit.deviance, 8)} on {fit.df_resid:,} degrees of freedom{spread}",
                 f"log-likelihood {figure(fit.log_likelihood, 8)}, AIC {figure(fit.aic, 8)}, {iterations}",
             ]
@@ -183,15 +195,32 @@ class MetaResult:
 
 def glm(spec: AnalysisSpec, contract: Contract) -> Generator[SumRequest[SiteRows[DesignRows]], Numbers, ModelResult]:
     """Fit a generalised linear model to the rows of all sites; ConfigError where a floor or the model does not hold."""
+    return (yield from fit_model(spec, contract))[0]
+
+
+def fit_model(
+    spec: AnalysisSpec, contract: Contract, num_others: int = 0
+) -> Generator[SumRequest[SiteRows[DesignRows]], Numbers, tuple[ModelResult, Callable[[SiteRows[DesignRows]], DesignRows]]]:
+    """Fit a generalised linear model, and give also the function that makes a site's rows with all columns.
+
+    Args:
+        spec: of kind glm.
+        contract: of all sites.
+        num_others: numbers that an analysis releases about the same rows after the fit.
+
+    Raises:
+        ConfigError: a floor or the model does not hold.
+    """
     model = ModelColumns.of(spec, contract)
     patients = yield from count_patients(spec, len(model.names))
     yield from check_cross_table(spec, contract)
     categorical = CrossTable.of(spec, contract).names
     is_all_categorical = all(name in categorical for name in spec.parsed.columns)
-    most = np.inf if is_all_categorical else spec.parameters_per_patient * patients.num_patients * len(model.names)
-    family = FAMILIES[spec.family or ""]
-    fit = yield from at_sites(fit_glm(model.names, family, units_P=model.units_P), part_of, most)
-    return ModelResult(spec=spec, counts=patients, fit=_unscaled(fit, model.outcome_unit))
+    part = yield from agree_on_curves(spec, contract, model)
+    floor = spec.parameters_per_patient * patients.num_patients * len(model.names)
+    most = np.inf if is_all_categorical else floor - numbers_of_curves(model) - num_others
+    fit = yield from at_sites(_fitted(spec, model, model.units_P), part, most)
+    return ModelResult(spec=spec, counts=patients, fit=_unscaled(fit, model.outcome_unit)), part
 
 
 def cox(spec: AnalysisSpec, contract: Contract) -> Generator[SumRequest[SiteRows[CoxRows]], Numbers, ModelResult]:
@@ -199,6 +228,7 @@ def cox(spec: AnalysisSpec, contract: Contract) -> Generator[SumRequest[SiteRows
     model = ModelColumns.of(spec, contract)
     patients = yield from count_patients(spec, len(model.names))
     yield from check_cross_table(spec, contract)
+    part = yield from agree_on_curves(spec, contract, model)
     ends_T = cells = None
     if not spec.is_by_site:
         table = yield from count_cells(spec, contract, _one_group, 1)
@@ -207,7 +237,7 @@ def cox(spec: AnalysisSpec, contract: Contract) -> Generator[SumRequest[SiteRows
     analysis = fit_cox(model.names, ties=spec.ties or "efron", ends_T=ends_T, units_P=model.units_P)
     if cells is not None:
         analysis = filled_up(analysis, len(cells.ends_T), cells.num_agreed)
-    fit = yield from at_sites(analysis, part_of)
+    fit = yield from at_sites(analysis, part)
     return ModelResult(spec=spec, counts=patients, fit=fit, ends_T=ends_T, cells=cells)
 
 
@@ -245,12 +275,21 @@ def _own_estimate(spec: AnalysisSpec, model: ModelColumns, site: SiteRows[Design
     if site.num_patients < spec.patients_per_sum:
         return None
     try:
-        fit = analyse(fit_glm(model.names, FAMILIES[spec.family or ""]), [site.part])
+        fit = analyse(_fitted(spec, model), [site.part])
     except ConfigError:
         return None  # too few rows here, or a column that is the same in all of them
     place = model.names.index(spec.coefficient or "")
     unit = float(model.units_P[place])
     return Estimate(value=float(fit.params[place]) * unit, variance=float(fit.bse[place] * unit) ** 2)
+
+
+def _fitted(spec: AnalysisSpec, model: ModelColumns, units_P: Numbers | None = None) -> Generator[SumRequest[DesignRows], Numbers, GLMFit]:
+    """The conversation that fits a model of the family that is asked for."""
+    if spec.family != NEGATIVE_BINOMIAL:
+        return fit_glm(model.names, FAMILIES[spec.family or ""], units_P=units_P)
+    if spec.theta is None:
+        return fit_negative_binomial(model.names, units_P=units_P)
+    return fit_glm(model.names, NegativeBinomial(spec.theta), units_P=units_P)
 
 
 def _unscaled(fit: GLMFit, unit: float) -> GLMFit:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # a node that answers no analysis reads a policy too, and doe
     from p2pfl.analyses.spec import AnalysisSpec
     from p2pfl.data.contract import Contract
 
-Kind = Literal["describe", "glm", "cox", "km", "compare"]
+Kind = Literal["describe", "glm", "calibration", "mixed", "cox", "km", "compare"]
 
 MOST_PARAMETERS_PER_PATIENT = 0.33
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -31,6 +31,7 @@ from p2pfl.data.contract import Contract
 from p2pfl.errors import ConfigError
 from p2pfl.statistics.cox import CoxRows
 from p2pfl.statistics.design import DesignColumns, design
+from p2pfl.statistics.formula import Variable
 from p2pfl.statistics.glm import DesignRows
 from p2pfl.statistics.scale import INTERCEPT
 from p2pfl.statistics.sums import Numbers
@@ -53,6 +54,8 @@ class SiteRows(Generic[Part]):
     """Cell of the cross table of all categorical variables."""
     num_missing: int
     """Rows that were left out because a value is missing."""
+    inputs_MK: Numbers = field(default_factory=lambda: np.zeros((0, 0)))
+    """Number that each polynomial or spline is of."""
 
     @property
     def num_patients(self) -> int:
@@ -75,6 +78,10 @@ class ModelColumns:
     """Powers of two near the largest magnitudes."""
     outcome_unit: float
     """Power of two by which a gaussian outcome is divided in sums; 1 elsewhere."""
+    curves: tuple[Variable, ...] = ()
+    """Polynomials and splines of the formula, each once, K of them."""
+    powers: tuple[tuple[tuple[int, int], ...], ...] = ()
+    """Place of a polynomial among the curves and its degree, for each column that it is a factor of."""
 
     @classmethod
     def of(cls, spec: AnalysisSpec, contract: Contract) -> ModelColumns:
@@ -84,11 +91,13 @@ class ModelColumns:
         }
         empty |= dict.fromkeys(absent_names(contract), np.zeros(0))
         found = _without_intercept(design(spec.parsed, empty, contract.levels), spec)
-        is_scaled = spec.family == "gaussian"
+        is_scaled = spec.outcome_family == "gaussian"
         return cls(
             names=found.names,
             units_P=units(found.terms, contract),
             outcome_unit=unit(range_magnitude(spec.parsed.outcome[0], contract)) if is_scaled else 1.0,
+            curves=found.curves,
+            powers=found.powers,
         )
 
 
@@ -159,7 +168,7 @@ def design_rows(spec: AnalysisSpec, contract: Contract, table: CheckedTable) -> 
         weights_M=np.ones(int(is_complete.sum())),
         num_missing=num_missing,
     )
-    return _site_rows(spec, contract, table, rows, is_complete)
+    return _with_inputs(_site_rows(spec, contract, table, rows, is_complete), found, is_complete)
 
 
 def cox_rows(spec: AnalysisSpec, contract: Contract, table: CheckedTable) -> SiteRows[CoxRows]:
@@ -169,7 +178,7 @@ def cox_rows(spec: AnalysisSpec, contract: Contract, table: CheckedTable) -> Sit
     is_complete = np.isfinite(found.columns_MP).all(axis=1) & np.isfinite(times_M) & np.isfinite(events_M)
     rows = CoxRows(columns_MP=found.columns_MP[is_complete], times_M=times_M[is_complete], events_M=events_M[is_complete] > 0)
     _check_times(rows.times_M, spec)
-    return _site_rows(spec, contract, table, rows, is_complete)
+    return _with_inputs(_site_rows(spec, contract, table, rows, is_complete), found, is_complete)
 
 
 def survival_rows(spec: AnalysisSpec, contract: Contract, table: CheckedTable) -> SiteRows[SurvivalRows]:
@@ -207,12 +216,17 @@ def _without_intercept(found: DesignColumns, spec: AnalysisSpec) -> DesignColumn
     if not is_survival(spec.parsed):
         return found
     kept = [place for place, name in enumerate(found.names) if name != INTERCEPT]
-    return DesignColumns(
+    return replace(
+        found,
         names=tuple(found.names[place] for place in kept),
         columns_MP=found.columns_MP[:, kept],
-        offsets_M=found.offsets_M,
         terms=tuple(found.terms[place] for place in kept),
+        powers=tuple(found.powers[place] for place in kept),
     )
+
+
+def _with_inputs(rows: SiteRows[Part], found: DesignColumns, is_complete: NDArray[np.bool_]) -> SiteRows[Part]:
+    return replace(rows, inputs_MK=found.inputs_MK[is_complete]) if found.curves else rows
 
 
 def _times_and_events(spec: AnalysisSpec, contract: Contract, columns: Columns) -> tuple[Numbers, Numbers]:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
+from p2pfl.analyses.calibration import calibration
 from p2pfl.analyses.curves import compare_groups, km
 from p2pfl.analyses.descriptions import describe_variables
 from p2pfl.analyses.leading import FewPatientsHere, lead
 from p2pfl.analyses.models import MetaResult, compare_coefficient, cox, glm, site_estimate
-from p2pfl.analyses.policy import RefusedByPolicy
+from p2pfl.analyses.policy import Kind, RefusedByPolicy
 from p2pfl.analyses.rows import cox_rows, design_rows, survival_rows
 from p2pfl.analyses.site_files import AnalysisSite
 from p2pfl.analyses.spec import AnalysisSpec
@@ -50,19 +51,22 @@ Conversation = Generator[SumRequest[Any], Numbers, Any]
 
 def conversation(spec: AnalysisSpec, contract: Contract) -> tuple[Conversation, Callable[[CheckedTable], Any]]:
     """Sums that an analysis asks for, and the function that makes a site's rows for them. It has passed `AnalysisSpec.check`."""
-    match spec.kind:
-        case "describe":
-            return describe_variables(spec, contract), lambda table: table
-        case "glm":
-            return glm(spec, contract), lambda table: design_rows(spec, contract, table)
-        case "cox":
-            return cox(spec, contract), lambda table: cox_rows(spec, contract, table)
-        case "km":
-            return km(spec, contract), lambda table: survival_rows(spec, contract, table)
-        case "compare" if is_survival(spec.parsed):
-            return compare_groups(spec, contract), lambda table: survival_rows(spec, contract, table)
-        case _:
-            return compare_coefficient(spec, contract), lambda table: design_rows(spec, contract, table)
+    if spec.kind == "describe":
+        return describe_variables(spec, contract), lambda table: table
+    analysis, rows_of = _OF_KIND[spec.kind, is_survival(spec.parsed)]
+    return analysis(spec, contract), lambda table: rows_of(spec, contract, table)
+
+
+_Analysis = tuple[Callable[[AnalysisSpec, Contract], Conversation], Callable[[AnalysisSpec, Contract, CheckedTable], Any]]
+_OF_KIND: dict[tuple[Kind, bool], _Analysis] = {
+    ("glm", False): (glm, design_rows),
+    ("calibration", False): (calibration, design_rows),
+    ("cox", True): (cox, cox_rows),
+    ("km", True): (km, survival_rows),
+    ("compare", True): (compare_groups, survival_rows),
+    ("compare", False): (compare_coefficient, design_rows),
+}
+"""Sums of each kind and a site's rows for them, by whether the outcome is a time and an event."""
 
 
 def run_analysis(spec: AnalysisSpec, contract: Contract, sites: Sequence[AnalysisSite]) -> Any:

@@ -16,25 +16,27 @@ from p2pfl.analyses.policy import MOST_PARAMETERS_PER_PATIENT, Kind
 from p2pfl.analyses.variables import MOST_GROUPS, absent_names, faults_of_variables, group_labels, is_survival
 from p2pfl.data.contract import Contract
 from p2pfl.errors import ConfigError
-from p2pfl.statistics.formula import Formula, parse_formula
+from p2pfl.statistics.families import NEGATIVE_BINOMIAL
+from p2pfl.statistics.formula import CURVES, Formula, parse_formula
 from p2pfl.statistics.sums import Numbers
 from p2pfl.statistics.survival import grid
 from p2pfl.yaml_files import check, nearest, shown
 
-FamilyName = Literal["gaussian", "binomial", "poisson"]
+FamilyName = Literal["gaussian", "binomial", "poisson", "gamma", "negative-binomial"]
 
 MOST_GRID_CELLS = 20_000
 
 _KEYS_OF_KIND = {
     "family": ("glm", "compare"),
+    "theta": ("glm", "compare"),
     "coefficient": ("compare",),
     "ties": ("cox",),
     "strata": ("cox", "compare"),
     "grid": ("cox", "km", "compare"),
-    "ends": ("cox", "km", "compare"),
+    "ends": ("cox", "km", "compare", "calibration"),
     "variables": ("describe",),
     "by": ("describe",),
-    "formula": ("glm", "cox", "km", "compare"),
+    "formula": ("glm", "calibration", "mixed", "cox", "km", "compare"),
 }
 
 
@@ -52,6 +54,8 @@ class AnalysisSpec:
     """Variable of groups that are described apart."""
     family: FamilyName | None = None
     """Family of a generalised linear model."""
+    theta: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Parameter of a negative binomial model, whose variance is mean + mean^2 / theta; None: it is estimated."""
     coefficient: str | None = None
     """Coefficient of which the sites' own estimates are compared."""
     ties: Literal["efron", "breslow"] | None = None
@@ -61,7 +65,7 @@ class AnalysisSpec:
     grid: Annotated[float, Field(gt=0)] | None = None
     """Width of a cell of time; cells are merged until each hides enough patients."""
     ends: tuple[Annotated[float, Field(gt=0)], ...] = ()
-    """Ends of the cells of time, instead of a width."""
+    """Ends of the cells of time, instead of a width; for a calibration ends of the cells of risk, the last of them 1."""
     patients_per_cell: Annotated[int, Field(ge=1)] = 5
     """Fewest patients in a cell that holds any."""
     patients_per_sum: Annotated[int, Field(ge=1)] = 10
@@ -89,7 +93,7 @@ class AnalysisSpec:
     def as_dict(self) -> dict[str, Any]:
         """All that is said, defaults of the kind written out."""
         content: dict[str, Any] = {"kind": self.kind}
-        for key in ("formula", "variables", "by", "family", "coefficient", "ties", "strata", "grid", "ends"):
+        for key in ("formula", "variables", "by", "family", "theta", "coefficient", "ties", "strata", "grid", "ends"):
             value = getattr(self, key)
             if value not in (None, ()):
                 content[key] = list(value) if isinstance(value, tuple) else value
@@ -101,6 +105,11 @@ class AnalysisSpec:
     def parsed(self) -> Formula:
         """The formula's terms; ConfigError where there is none."""
         return parse_formula(self.formula or "")
+
+    @property
+    def outcome_family(self) -> FamilyName | None:
+        """Family of the outcome, which the kind may say; None: it is a time and an event."""
+        return {"calibration": "binomial", "mixed": "gaussian"}.get(self.kind, self.family)  # type: ignore[return-value]
 
     @property
     def is_by_site(self) -> bool:
@@ -145,7 +154,7 @@ class AnalysisSpec:
         except ConfigError as error:
             yield from error.findings
             return
-        yield from faults_of_variables(formula, contract, known, self.family if not is_survival(formula) else None)
+        yield from faults_of_variables(formula, contract, known, self.outcome_family if not is_survival(formula) else None)
         if any(name not in known for name in formula.columns) or not is_survival(formula):
             return
         if self.kind in ("km", "compare"):
@@ -195,6 +204,8 @@ class AnalysisSpec:
             yield f"formula = {shown(self.formula)}: km has one variable of groups on the right side, or 1 for none"
         if self.kind == "compare" and is_survival(formula) and not is_one_group:
             yield f"formula = {shown(self.formula)}: a log-rank test has one variable of groups on the right side"
+        if self.kind == "compare" and (curves := [each for term in groups for each in term if each.function in CURVES]):
+            yield f"formula: {curves[0]}: sites are compared by models without curves; leave it out, or use glm"
         if self.kind == "cox" and not groups:
             yield f"formula = {shown(self.formula)}: a Cox model needs a variable on the right side"
 
@@ -203,8 +214,10 @@ class AnalysisSpec:
         return self.grid is not None or bool(self.ends)
 
     def _faults_of_survival(self, formula: Formula) -> Iterator[str]:
-        if self.kind == "glm":
-            yield f"formula = {shown(self.formula)}: glm has one outcome; Surv(time, event) is for cox, km and compare"
+        if self.kind in _OF_ONE_OUTCOME:
+            yield f"formula = {shown(self.formula)}: {self.kind} has one outcome; Surv(time, event) is for cox, km and compare"
+        if self.theta is not None and self.kind != "glm":
+            yield f"theta = {self.theta:g}: it counts only where the outcome is one variable"
         if self.family is not None and self.kind != "glm":
             yield f"family = {shown(self.family)}: it counts only where the outcome is one variable"
         if self.coefficient is not None:
@@ -222,8 +235,12 @@ class AnalysisSpec:
         if self.kind in ("cox", "km"):
             yield f"formula = {shown(self.formula)}: expected Surv(time, event) on the left side, such as {_EXAMPLES[self.kind]!r}"
             return
-        if self.family is None:
+        if self.kind == "calibration" and self.ends and self.ends[-1] != 1:
+            yield f"ends = {shown(list(self.ends))}: expected risks of which the last is 1"
+        if self.family is None and self.outcome_family is None:
             yield f"family: required, one of {', '.join(get_args(FamilyName))}"
+        if self.theta is not None and self.family != NEGATIVE_BINOMIAL:
+            yield f"theta = {self.theta:g}: it belongs to family {NEGATIVE_BINOMIAL}"
         if self.kind == "compare" and self.coefficient is None:
             yield "coefficient: required: which coefficient of the sites' own models is compared"
         if self.kind == "compare" and (self._has_grid or self.strata is not None):
@@ -240,8 +257,11 @@ class AnalysisSpec:
             yield f"ends = {shown(list(self.ends))}: {formula.outcome[0]} goes up to {last:g} in the contract; expected a last end there"
 
 
+_OF_ONE_OUTCOME = ("glm", "calibration", "mixed")
 _EXAMPLES = {
     "glm": "died ~ age + sex",
+    "calibration": "died ~ age + sex",
+    "mixed": "los ~ age + sex",
     "cox": "Surv(days, event) ~ age + sex",
     "km": "Surv(days, event) ~ treatment",
     "compare": "Surv(days, event) ~ treatment",

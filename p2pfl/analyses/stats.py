@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from p2pfl.analyses.calibration import CalibrationResult
 from p2pfl.analyses.curves import CurvesResult, LogRankResult
 from p2pfl.analyses.descriptions import DescriptionResult
 from p2pfl.analyses.models import MetaResult, ModelResult
@@ -19,7 +20,7 @@ from p2pfl.data.contract import Contract
 from p2pfl.errors import ConfigError
 from p2pfl.yaml_files import shown
 
-__all__ = ["compare", "cox", "describe", "glm", "km", "run"]
+__all__ = ["calibration", "compare", "cox", "describe", "glm", "km", "run"]
 
 Sites = Sequence[Path | str | AnalysisSite]
 
@@ -54,6 +55,12 @@ def describe(variables: Sequence[str] = (), *, contract: Contract | Path | str, 
 def glm(formula: str, *, family: FamilyName, contract: Contract | Path | str, sites: Sites, **floors: Any) -> ModelResult:
     """Fit a generalised linear model. *floors* are other keys of an `AnalysisSpec`."""
     found: ModelResult = run({"kind": "glm", "formula": formula, "family": family, **floors}, contract, sites)
+    return found
+
+
+def calibration(formula: str, *, contract: Contract | Path | str, sites: Sites, **options: Any) -> CalibrationResult:
+    """Fit a logistic model, and hold its risks against the outcomes. *options* are other keys of an `AnalysisSpec`."""
+    found: CalibrationResult = run({"kind": "calibration", "formula": formula, **options}, contract, sites)
     return found
 
 

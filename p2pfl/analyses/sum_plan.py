@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from p2pfl.analyses.calibration import model_spec, sums_of_calibration
+from p2pfl.analyses.curved_terms import sums_of_curves
 from p2pfl.analyses.descriptions import Groups, grid_of, values_of
 from p2pfl.analyses.leading import STATISTICS_FORMAT, bound_of
 from p2pfl.analyses.rows import CrossTable, ModelColumns, groups_of
@@ -17,6 +19,7 @@ from p2pfl.analyses.spec import AnalysisSpec
 from p2pfl.analyses.variables import cell_labels, is_survival
 from p2pfl.data.contract import Contract
 from p2pfl.privacy.planned_sum import PlannedSum
+from p2pfl.statistics.families import FAMILIES, NEGATIVE_BINOMIAL
 from p2pfl.statistics.formula import Formula
 from p2pfl.statistics.newton import MOST_ITERATIONS
 
@@ -43,7 +46,9 @@ def question_of(spec: AnalysisSpec) -> list[str]:
     if spec.kind == "describe":
         return ["describe"]  # the statistics name the groups
     time = [] if spec.is_by_site or not is_survival(spec.parsed) else [f"grid {spec.grid!r} {list(spec.ends)!r}"]
-    return [spec.kind, formula_text(spec.parsed), *([spec.family] if spec.family else []), *time]
+    theta = [] if spec.theta is None else [f"theta {spec.theta!r}"]
+    risks = [f"risks {list(spec.ends)!r}"] if spec.kind == "calibration" and spec.ends else []
+    return [spec.kind, formula_text(spec.parsed), *([spec.family] if spec.family else []), *theta, *time, *risks]
 
 
 def formula_text(formula: Formula) -> str:
@@ -57,10 +62,16 @@ def _sums(spec: AnalysisSpec, contract: Contract) -> Iterator[tuple[str, _Shape]
     if spec.kind == "describe":
         yield from _of_descriptions(spec, contract)
         return
+    if spec.kind == "calibration":
+        yield from _sums(model_spec(spec), contract, None)
+        yield from sums_of_calibration(spec)
+        return
     yield "patients and rows", (3,)
     is_gridded = is_survival(spec.parsed) and not spec.is_by_site
     if (table := CrossTable.of(spec, contract)).names and (spec.kind in ("glm", "cox") or not is_gridded) and spec.kind != "km":
         yield f"cross table of {', '.join(table.names)}", (table.num_cells,)
+    if spec.kind in ("glm", "cox"):
+        yield from sums_of_curves(ModelColumns.of(spec, contract).curves)
     if is_gridded:
         num_groups = 1 if spec.kind == "cox" else len(groups_of(spec, contract)[1])
         yield "counts by cell of time", (2, len(spec.time_cells(contract)), num_groups)
@@ -78,9 +89,13 @@ def _of_models(spec: AnalysisSpec, contract: Contract) -> Iterator[tuple[str, _S
     triangle = size * (size + 1) // 2
     yield "rows and means", (1 + size,)
     yield "squares around the means", (size,)
-    if spec.kind == "glm":
+    if spec.kind == "glm" and spec.family == NEGATIVE_BINOMIAL and spec.theta is None:
+        yield "missing rows and sum of the outcomes", (3,)
+        iteration, numbers = "information, score and theta", triangle + size + 4
+    elif spec.kind == "glm":
         yield "missing rows and saturated log-likelihood", (3,)
-        iteration, numbers = "information, score and deviance", triangle + size + 1
+        has_pearson = spec.family in FAMILIES and FAMILIES[spec.family].has_pearson
+        iteration, numbers = "information, score and deviance", triangle + size + 1 + has_pearson
     else:
         yield "events", (1,)
         iteration = "partial likelihood"

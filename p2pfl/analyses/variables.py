@@ -9,7 +9,8 @@ import numpy as np
 
 from p2pfl.data.contract import INDICATOR, Contract
 from p2pfl.data.variables import Variable as ContractVariable
-from p2pfl.statistics.formula import Formula, Term, Variable
+from p2pfl.statistics.formula import POLY, SPLINE, Formula, Term, Variable
+from p2pfl.statistics.splines import natural_spline
 from p2pfl.statistics.sums import Numbers
 from p2pfl.statistics.survival import Integers
 from p2pfl.yaml_files import nearest
@@ -86,16 +87,21 @@ def faults_of_variables(formula: Formula, contract: Contract, known: Sequence[st
         variable = contract.variables.get(each.column)
         if each.column in formula.outcome:
             yield f"formula: {each.column} is the outcome, and stands on the right side as well"
-        if variable is None:
-            continue
-        if variable.type == "id":
-            yield f"formula: {each.column} is of type id, which no model takes"
-        elif variable.type == "category" and (each.function or each in formula.offsets):
-            yield f"formula: {each}: {each.column} has categories, and a number is needed"
+        if variable is not None:
+            yield from _faults_of_input(each, variable, is_offset=each in formula.offsets)
     if is_survival(formula):
         yield from _faults_of_survival(formula, contract)
     elif (outcome := contract.variables.get(formula.outcome[0])) is not None:
         yield from _faults_of_outcome(formula.outcome[0], outcome, family)
+
+
+def _faults_of_input(used: Variable, agreed: ContractVariable, *, is_offset: bool) -> Iterator[str]:
+    if agreed.type == "id":
+        yield f"formula: {used.column} is of type id, which no model takes"
+    elif agreed.type == "category" and (used.function or is_offset):
+        yield f"formula: {used}: {used.column} has categories, and a number is needed"
+    elif used.function == SPLINE and agreed.range is not None and not _spans(agreed.range, used.numbers):
+        yield f"formula: {used}: {used.column} goes from {agreed.range[0]:g} to {agreed.range[1]:g}; expected knots between these"
 
 
 def _faults_of_survival(formula: Formula, contract: Contract) -> Iterator[str]:
@@ -115,6 +121,8 @@ def _faults_of_outcome(name: str, outcome: ContractVariable, family: str | None)
         ),
         "poisson": ("a number with a range from 0 on", outcome.is_numeric and _within(outcome, 0, math.inf)),
         "gaussian": ("a number", outcome.is_numeric),
+        "gamma": ("a number with a range from 0 on", outcome.is_numeric and _within(outcome, 0, math.inf)),
+        "negative-binomial": ("a number with a range from 0 on", outcome.is_numeric and _within(outcome, 0, math.inf)),
     }
     if family in needed and not needed[family][1]:
         what = f"of type {outcome.type}" + (f" with range [{outcome.range[0]:g}, {outcome.range[1]:g}]" if outcome.range else "")
@@ -129,6 +137,10 @@ def _is_binary(variable: ContractVariable) -> bool:
 
 def _within(variable: ContractVariable, least: float, largest: float) -> bool:
     return variable.range is not None and least <= variable.range[0] and variable.range[1] <= largest
+
+
+def _spans(ends: tuple[float, float], knots: Sequence[float]) -> bool:
+    return ends[0] < knots[0] and knots[-1] < ends[1]
 
 
 def units(terms: Sequence[Term], contract: Contract) -> Numbers:
@@ -154,12 +166,16 @@ def _magnitude(variable: Variable, contract: Contract) -> float:
     if agreed is None or agreed.range is None:
         return 1.0
     least, largest = agreed.range
-    match variable.function:
-        case "log":
-            return max(abs(math.log(end)) if end > 0 else _LARGEST_LOGARITHM for end in (least, largest))
-        case "exp":
-            return math.exp(min(largest, _LARGEST_LOGARITHM - 100))
-        case "sqrt":
-            return math.sqrt(max(largest, 0.0))
-        case _:
-            return max(abs(least), abs(largest))
+    if variable.function == SPLINE:
+        return float(np.abs(natural_spline(np.array([least, largest]), variable.numbers)).max())
+    ends = {
+        "log": (_largest_logarithm(each) for each in (least, largest)),
+        "exp": (math.exp(min(largest, _LARGEST_LOGARITHM - 100)),),
+        "sqrt": (math.sqrt(max(largest, 0.0)),),
+        POLY: (1.0,),
+    }
+    return max(ends.get(variable.function, (abs(least), abs(largest))))
+
+
+def _largest_logarithm(end: float) -> float:
+    return abs(math.log(end)) if end > 0 else _LARGEST_LOGARITHM

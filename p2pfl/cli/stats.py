@@ -30,7 +30,8 @@ Sum = Annotated[int | None, typer.Option("--patients-per-sum", help="Fewest pati
 Parameters = Annotated[float | None, typer.Option("--parameters-per-patient", help="Most coefficients for each.  [default: 0.33]")]
 Cells = Annotated[str | None, typer.Option("--cells", metavar="total|site", help="Where cells hold enough patients.  [default: total]")]
 Level = Annotated[float | None, typer.Option("--level", help="Level of confidence intervals.  [default: 0.95]")]
-Family = Annotated[str | None, typer.Option("--family", metavar="NAME", help="gaussian, binomial or poisson.")]
+Family = Annotated[str | None, typer.Option("--family", metavar="NAME", help="gaussian, binomial, poisson, gamma or negative-binomial.")]
+Theta = Annotated[float | None, typer.Option("--theta", help="Parameter of a negative-binomial model.  [default: estimated]")]
 Grid = Annotated[float | None, typer.Option("--grid", metavar="WIDTH", help="Width of a cell of time, in the contract's unit.")]
 Ends = Annotated[str | None, typer.Option("--ends", metavar="T1,T2,...", help="Ends of the cells of time, instead of a width.")]
 Strata = Annotated[str | None, typer.Option("--strata", metavar="site|none", help="site: a baseline each.  [default: site without a grid]")]
@@ -71,6 +72,7 @@ def glm(
     sites: Sites,
     *,
     family: Family = None,
+    theta: Theta = None,
     contract: ContractFile,
     patients_per_cell: Cell = None,
     patients_per_sum: Sum = None,
@@ -81,13 +83,40 @@ def glm(
     page: Page = None,
     as_json: Json = False,
 ) -> None:
-    """Fit a linear, logistic or Poisson regression to the rows of all sites.
+    """Fit a regression to the rows of all sites: linear, logistic, Poisson, negative binomial, or gamma with a logarithmic link.
 
     Example: p2pfl stats glm 'died ~ age + sex' --family binomial --contract contract.yaml site-a.yaml site-b.yaml site-c.yaml
     """
-    asked = {"formula": formula, "family": family, "patients_per_cell": patients_per_cell, "patients_per_sum": patients_per_sum}
-    more = {"parameters_per_patient": parameters_per_patient, "cells": cells, "level": level}
+    asked = {"formula": formula, "family": family, "theta": theta}
+    more: dict[str, Any] = {"patients_per_cell": patients_per_cell, "patients_per_sum": patients_per_sum}
+    more |= {"parameters_per_patient": parameters_per_patient, "cells": cells, "level": level}
     _answer({"kind": "glm", **asked, **more}, contract, sites, csv_file, page, as_json=as_json)
+
+
+@app.command()
+def calibration(
+    formula: Formula,
+    sites: Sites,
+    *,
+    contract: ContractFile,
+    ends: Annotated[str | None, typer.Option("--ends", metavar="R1,R2,...,1", help="Ends of the cells of predicted risk.")] = None,
+    patients_per_cell: Cell = None,
+    patients_per_sum: Sum = None,
+    parameters_per_patient: Parameters = None,
+    cells: Cells = None,
+    level: Level = None,
+    csv_file: Csv = None,
+    page: Page = None,
+    as_json: Json = False,
+) -> None:
+    """Fit a logistic regression and hold its risks against the outcomes: groups of risk, slope, Brier score, area under the curve.
+
+    Example: p2pfl stats calibration 'died ~ age + sex' --contract contract.yaml site-a.yaml site-b.yaml site-c.yaml
+    """
+    asked = {"formula": formula, "ends": _times(ends), "level": level}
+    floors: dict[str, Any] = {"patients_per_cell": patients_per_cell, "patients_per_sum": patients_per_sum, "cells": cells}
+    floors["parameters_per_patient"] = parameters_per_patient
+    _answer({"kind": "calibration", **asked, **floors}, contract, sites, csv_file, page, as_json=as_json)
 
 
 @app.command()
@@ -151,6 +180,7 @@ def compare(
     *,
     contract: ContractFile,
     family: Family = None,
+    theta: Theta = None,
     coefficient: Annotated[str | None, typer.Option("--coefficient", metavar="NAME", help="Coefficient to compare between sites.")] = None,
     strata: Strata = None,
     grid: Grid = None,
@@ -167,7 +197,8 @@ def compare(
 
     Example: p2pfl stats compare 'Surv(days, event) ~ treatment' --contract contract.yaml site-a.yaml site-b.yaml site-c.yaml
     """
-    asked = {"formula": formula, "family": family, "coefficient": coefficient, "strata": strata, "grid": grid, "ends": _times(ends)}
+    asked: dict[str, Any] = {"formula": formula, "family": family, "theta": theta, "coefficient": coefficient}
+    asked |= {"strata": strata, "grid": grid, "ends": _times(ends)}
     floors: dict[str, Any] = {"patients_per_cell": patients_per_cell, "patients_per_sum": patients_per_sum, "cells": cells}
     floors["parameters_per_patient"] = parameters_per_patient
     _answer({"kind": "compare", **asked, **floors}, contract, sites, csv_file, page, as_json=as_json)

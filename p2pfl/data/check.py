@@ -27,6 +27,7 @@ Value = float | str
 Columns = dict[str, Numbers | tuple[str, ...]]
 
 _MOSTLY = 0.5  # of the values that are there: so many out of range are hardly patients' own
+_FEWEST_MOSTLY = 10  # rows; of fewer, most may be out of range by chance
 _AGREED = Conversion(factor=1.0)
 
 
@@ -283,9 +284,15 @@ def _violations(
             counts[readings[text].rule, readings[text].effect] += count
     num_given = sum(count for text, count in texts.items() if readings[text].rule or not readings[text].is_missing)
     for (rule, effect), count in counts.items():
-        asked = ""
-        if variable.is_numeric and rule.startswith("outside of ") and count > _MOSTLY * num_given:
+        asked, is_most = "", count > _MOSTLY * num_given
+        if is_most and variable.is_numeric and rule.startswith("outside of "):
             asked = f"; is it in {site.units.get(name) or variable.unit} at this site?"
+        if is_most and effect == "taken for missing" and count >= _FEWEST_MOSTLY:
+            # the rule is for single values: a column that is nearly lost has another unit, or other codes
+            away = "" if variable.absent == "refuse" else f", or take the column away and say table.absent: [{name}]"
+            remedy = f"most values would be missing: {remedy_of(variable, rule)}{away}"
+            yield Violation(column=name, rule=rule + asked, count=count, effect="refused", remedy=remedy)
+            continue
         remedy = remedy_of(variable, rule) if effect == "refused" else ""
         yield Violation(column=name, rule=rule + asked, count=count, effect=effect, remedy=remedy)
 

@@ -109,6 +109,36 @@ def survival(curves: Sequence[tuple[str, Sequence[dict[str, Any]]]], *, about: s
     return _picture(parts, height, about)
 
 
+def calibration(groups: Sequence[dict[str, Any]], *, about: str) -> str:
+    """Observed against predicted risk in groups, with intervals, and the line on which both are the same.
+
+    Args:
+        groups: predicted and observed risk of each, with ends of the interval.
+        about: what it shows, for those who do not see it.
+    """
+    most = min(1.0, 1.1 * max(max(float(each["high"]), float(each["predicted"])) for each in groups))
+    left, top, size = 70, 16, 360
+    bottom = top + size
+
+    def x(risk: float) -> float:
+        return left + size * risk / most
+
+    def y(risk: float) -> float:
+        return bottom - size * risk / most
+
+    parts = [_line(x(0), y(0), x(most), y(most), "var(--faint)", "4 3")]
+    for tick in ticks(0.0, most):
+        parts += [_line(x(tick), bottom, x(tick), bottom + 5, "var(--faint)"), _text(x(tick), bottom + 19, f"{tick:g}", "middle")]
+        parts += [_line(left, y(tick), left + size, y(tick), "var(--line)"), _text(left - 8, y(tick) + 4, f"{tick:g}", "end")]
+    parts.append(_text(left + size / 2, bottom + 40, "predicted risk", "middle"))
+    parts.append(_text(left, top - 4, "observed risk", "start"))
+    for each in groups:
+        place = x(float(each["predicted"]))
+        parts.append(_line(place, y(float(each["low"])), place, y(float(each["high"])), _COLOURS[0]))
+        parts.append(f'<circle cx="{place:.1f}" cy="{y(float(each["observed"])):.1f}" r="4" fill="{_COLOURS[0]}"/>')
+    return _picture(parts, bottom + 52, about)
+
+
 def at_risk(rows: Sequence[dict[str, Any]], time: float) -> int:
     """Patients at risk after a time: those when the next cell begins."""
     return next((int(row["at_risk"]) for row in rows if row["time"] > time), 0)

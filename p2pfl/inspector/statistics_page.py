@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from p2pfl.inspector.drawn_statistics import ForestRow, forest, survival
+from p2pfl.inspector.drawn_statistics import ForestRow, calibration, forest, survival
 from p2pfl.inspector.markup import COLOURS, STYLE, Cell, escaped, note, table
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -16,8 +16,15 @@ _STYLE = f"""{COLOURS}{STYLE}
 body {{ max-width: 56rem; margin: 2rem auto; padding: 0 1rem; }}
 svg.drawn {{ width: 100%; max-width: 56rem; font: 13px system-ui, sans-serif; }} svg.drawn text {{ fill: var(--ink); }}
 """
-_TITLES = {"describe": "Description", "glm": "Regression", "cox": "Cox model", "km": "Survival", "compare": "Comparison"}
-_RATIOS = ("odds_ratio", "rate_ratio", "hazard_ratio")
+_TITLES = {
+    "describe": "Description",
+    "glm": "Regression",
+    "calibration": "Calibration",
+    "cox": "Cox model",
+    "km": "Survival",
+    "compare": "Comparison",
+}
+_RATIOS = ("odds_ratio", "rate_ratio", "mean_ratio", "hazard_ratio")
 _OF_CELLS = "Quantiles come from counts in cells; one whose cell is wider than the SD is not shown."
 _Z = 1.959963984540054
 _LEAST_P = 0.0001
@@ -29,6 +36,8 @@ def statistics_page(content: dict[str, Any], over: str = "simulated sites") -> s
     title = asked.get("formula") or "all variables"
     kind = _TITLES[asked["kind"]]
     sections = [*_counted(content)]
+    if "calibration" in content:
+        sections += _calibration(content)
     if "coefficients" in content:
         sections += _coefficients(content)
     elif "effects" in content:
@@ -59,6 +68,8 @@ def _counted(content: dict[str, Any]) -> list[str]:
     facts = [f"{patients}, rows left out for missing values: {missing}"]
     if "family" in content["analysis"]:
         facts.append(f"family {content['analysis']['family']}")
+    if "theta" in content:
+        facts.append(f"variance = mean + mean² / theta, theta {content['theta']:.5g}")
     if "events" in content:
         facts.append(f"{content['events']:,} events, ties by {content['ties'].capitalize()}")
     if "log_likelihood" in content:
@@ -90,6 +101,42 @@ def _coefficients(content: dict[str, Any]) -> list[str]:
         picture = forest(lines, about=f"{named} with {level} intervals", neutral=0.0 if ratio is None else 1.0, is_ratio=ratio is not None)
         found += [f"<h2>{escaped(named)}</h2>", picture]
     return found
+
+
+def _calibration(content: dict[str, Any]) -> list[str]:
+    found, groups = content["calibration"], content["risk_groups"]
+    level = f"{100 * content['analysis']['level']:g} %"
+    cells: list[list[Cell]] = [
+        [
+            (f"{each['from']:g} to {each['to']:g}", "number"),
+            _count(each["patients"]),
+            _count(each["events"]),
+            *(_number(each[key], 4) for key in ("predicted", "observed", "low", "high")),
+        ]
+        for each in groups
+    ]
+    heads = ["risk", "patients", "events", "predicted", "observed", f"{level} from", "to"]
+    scores = [
+        ["Brier score", _number(found["brier"], 4), ("", "number")],
+        ["scaled Brier score", _number(found["scaled_brier"], 4), ("", "number")],
+        ["area under the ROC curve, pairs of one site", _number(found["auc"], 4), _number(found["auc_bse"], 4)],
+        ["intercept, on the rows of the fit", _number(round(found["intercept"], 8) + 0.0, 4), _number(found["intercept_bse"], 4)],
+        ["slope, on the rows of the fit", _number(found["slope"], 4), _number(found["slope_bse"], 4)],
+        ["slope to expect in new patients", _number(found["shrinkage"], 4), ("", "number")],
+    ]
+    for name, each in found["sites"].items():
+        if each is not None:
+            about = f"{name} of {each['estimates']} sites, random effect (tau² {each['tau_squared']:.4g}, p of Q {_p(each['q_p'])[0]})"
+            scores.append([about, _number(each["random"], 4), _number(each["random_se"], 4)])
+    picture = calibration(groups, about=f"Observed against predicted risk, with {level} intervals")
+    bounds = f"Over all pairs the area lies between {found['auc_least']:.4g} and {found['auc_most']:.4g}: pairs in one group have no order."
+    return [
+        "<h2>Observed and predicted risk</h2>",
+        picture,
+        table(heads, cells, about="Groups of predicted risk"),
+        table(["", "value", "SE"], scores, about="Figures of the calibration"),
+        note(bounds),
+    ]
 
 
 def _effects(content: dict[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,7 +15,7 @@ from p2pfl.statistics.sums import Numbers
 
 
 class Family(Protocol):
-    """One family with its canonical link."""
+    """One family with its link, which is the canonical one but for gamma and negative binomial."""
 
     @property
     def name(self) -> str:
@@ -24,6 +25,16 @@ class Family(Protocol):
     @property
     def has_dispersion(self) -> bool:
         """Whether the scatter around the mean is estimated; otherwise it follows from the mean."""
+        ...
+
+    @property
+    def is_canonical(self) -> bool:
+        """Whether its link is the canonical one, so that iterations end at a quadratic pace."""
+        ...
+
+    @property
+    def has_pearson(self) -> bool:
+        """Whether the dispersion needs a sum of its own beside the deviance, of the squared scores."""
         ...
 
     @property
@@ -43,8 +54,12 @@ class Family(Protocol):
         """Mean of a predictor, (M,)."""
         ...
 
-    def slope(self, eta: Numbers) -> Numbers:
-        """Derivative of the mean by the predictor, which is the variance of one outcome but for the dispersion; (M,)."""
+    def information(self, eta: Numbers) -> Numbers:
+        """Information of one outcome about its predictor, but for the dispersion; (M,). With a canonical link it is the variance."""
+        ...
+
+    def score(self, y: Numbers, mu: Numbers) -> Numbers:
+        """Derivative of each outcome's log-likelihood by its predictor, but for the dispersion; (M,)."""
         ...
 
     def deviances(self, y: Numbers, mu: Numbers) -> Numbers:
@@ -52,7 +67,11 @@ class Family(Protocol):
         ...
 
     def saturated(self, y: Numbers) -> Numbers:
-        """Log-likelihood of each outcome under the model that fits it exactly, (M,); 0 where the dispersion is estimated."""
+        """Part of each outcome's log-likelihood that depends on the outcome alone, (M,); without a dispersion, that of the exact fit."""
+        ...
+
+    def log_likelihood(self, saturated: float, deviance: float, num_rows: int) -> float:
+        """Log-likelihood of a fit from totals over all rows; an estimated dispersion is the deviance for each row."""
         ...
 
     def accepts(self, y: Numbers) -> bool:
@@ -66,6 +85,8 @@ class Gaussian:
 
     name: str = "gaussian"
     has_dispersion: bool = True
+    is_canonical: bool = True
+    has_pearson: bool = False
     expected: str = "finite numbers are expected"
 
     def start(self, y: Numbers, weights: Numbers) -> Numbers:  # noqa: ARG002
@@ -80,9 +101,13 @@ class Gaussian:
         """Mean of a predictor: itself."""
         return eta
 
-    def slope(self, eta: Numbers) -> Numbers:
-        """Derivative of the mean by the predictor: 1."""
+    def information(self, eta: Numbers) -> Numbers:
+        """Information of one outcome: 1."""
         return np.ones_like(eta)
+
+    def score(self, y: Numbers, mu: Numbers) -> Numbers:
+        """Residual of each outcome."""
+        return y - mu
 
     def deviances(self, y: Numbers, mu: Numbers) -> Numbers:
         """Deviance of each outcome: its squared residual."""
@@ -91,6 +116,10 @@ class Gaussian:
     def saturated(self, y: Numbers) -> Numbers:
         """Zeros: the log-likelihood follows from the deviance alone."""
         return np.zeros_like(y)
+
+    def log_likelihood(self, saturated: float, deviance: float, num_rows: int) -> float:  # noqa: ARG002
+        """Log-likelihood of normal outcomes around the fit."""
+        return -num_rows / 2 * (math.log(2 * math.pi * deviance / num_rows) + 1)
 
     def accepts(self, y: Numbers) -> bool:
         """Whether all outcomes are finite."""
@@ -103,6 +132,8 @@ class Binomial:
 
     name: str = "binomial"
     has_dispersion: bool = False
+    is_canonical: bool = True
+    has_pearson: bool = False
     expected: str = "0 and 1 are expected"
 
     def start(self, y: Numbers, weights: Numbers) -> Numbers:
@@ -117,9 +148,13 @@ class Binomial:
         """Mean of a predictor: the logistic function."""
         return np.asarray(expit(eta))
 
-    def slope(self, eta: Numbers) -> Numbers:
-        """Derivative of the mean by the predictor; from both tails, so that no digits cancel."""
+    def information(self, eta: Numbers) -> Numbers:
+        """Variance of one outcome; from both tails, so that no digits cancel."""
         return np.asarray(expit(eta) * expit(-eta))
+
+    def score(self, y: Numbers, mu: Numbers) -> Numbers:
+        """Residual of each outcome."""
+        return y - mu
 
     def deviances(self, y: Numbers, mu: Numbers) -> Numbers:
         """Twice the log-likelihood that each outcome lacks."""
@@ -128,6 +163,10 @@ class Binomial:
     def saturated(self, y: Numbers) -> Numbers:
         """Log-likelihood of outcomes that are their own mean."""
         return np.asarray(xlogy(y, y) + xlogy(1 - y, 1 - y))
+
+    def log_likelihood(self, saturated: float, deviance: float, num_rows: int) -> float:  # noqa: ARG002
+        """Log-likelihood of the exact fit less half the deviance."""
+        return saturated - deviance / 2
 
     def accepts(self, y: Numbers) -> bool:
         """Whether all outcomes are 0 or 1."""
@@ -140,6 +179,8 @@ class Poisson:
 
     name: str = "poisson"
     has_dispersion: bool = False
+    is_canonical: bool = True
+    has_pearson: bool = False
     expected: str = "finite numbers from 0 on are expected"
 
     def start(self, y: Numbers, weights: Numbers) -> Numbers:  # noqa: ARG002
@@ -154,9 +195,13 @@ class Poisson:
         """Mean of a predictor: the exponential function."""
         return np.exp(eta)
 
-    def slope(self, eta: Numbers) -> Numbers:
-        """Derivative of the mean by the predictor: the mean."""
+    def information(self, eta: Numbers) -> Numbers:
+        """Variance of one outcome: the mean."""
         return np.exp(eta)
+
+    def score(self, y: Numbers, mu: Numbers) -> Numbers:
+        """Residual of each outcome."""
+        return y - mu
 
     def deviances(self, y: Numbers, mu: Numbers) -> Numbers:
         """Twice the log-likelihood that each count lacks."""
@@ -166,9 +211,115 @@ class Poisson:
         """Log-likelihood of counts that are their own mean."""
         return np.asarray(xlogy(y, y) - y - gammaln(y + 1))
 
+    def log_likelihood(self, saturated: float, deviance: float, num_rows: int) -> float:  # noqa: ARG002
+        """Log-likelihood of the exact fit less half the deviance."""
+        return saturated - deviance / 2
+
     def accepts(self, y: Numbers) -> bool:
         """Whether no outcome is negative or infinite."""
         return bool(((y >= 0) & np.isfinite(y)).all())
 
 
-FAMILIES: dict[str, Family] = {"gaussian": Gaussian(), "binomial": Binomial(), "poisson": Poisson()}
+@dataclass(frozen=True, slots=True)
+class Gamma:
+    """Outcomes above 0 whose spread grows with their mean; the logarithm of the mean is the predictor."""
+
+    name: str = "gamma"
+    has_dispersion: bool = True
+    is_canonical: bool = False
+    has_pearson: bool = True
+    expected: str = "finite numbers above 0 are expected"
+
+    def start(self, y: Numbers, weights: Numbers) -> Numbers:  # noqa: ARG002
+        """Means to begin with: the outcomes."""
+        return y
+
+    def link(self, mu: Numbers) -> Numbers:
+        """Predictor of a mean: its logarithm."""
+        return np.log(mu)
+
+    def mean(self, eta: Numbers) -> Numbers:
+        """Mean of a predictor: the exponential function."""
+        return np.exp(eta)
+
+    def information(self, eta: Numbers) -> Numbers:
+        """Information of one outcome: 1."""
+        return np.ones_like(eta)
+
+    def score(self, y: Numbers, mu: Numbers) -> Numbers:
+        """Residual of each outcome, as a part of its mean."""
+        return np.asarray((y - mu) / mu)
+
+    def deviances(self, y: Numbers, mu: Numbers) -> Numbers:
+        """Deviance of each outcome."""
+        return np.asarray(2 * ((y - mu) / mu - np.log(y / mu)))
+
+    def saturated(self, y: Numbers) -> Numbers:
+        """Minus the logarithm of each outcome."""
+        return -np.log(y)
+
+    def log_likelihood(self, saturated: float, deviance: float, num_rows: int) -> float:
+        """Log-likelihood with the shape that the deviance gives, as R counts it."""
+        shape = num_rows / deviance
+        return saturated + num_rows * (shape * math.log(shape) - shape - math.lgamma(shape)) - shape * deviance / 2
+
+    def accepts(self, y: Numbers) -> bool:
+        """Whether all outcomes are above 0 and finite."""
+        return bool(((y > 0) & np.isfinite(y)).all())
+
+
+@dataclass(frozen=True, slots=True)
+class NegativeBinomial:
+    """Counts of variance mean + mean^2 / theta, which is more than a Poisson model says; the logarithm of the mean is the predictor."""
+
+    theta: float
+    name: str = "negative-binomial"
+    has_dispersion: bool = False
+    is_canonical: bool = False
+    has_pearson: bool = False
+    expected: str = "finite numbers from 0 on are expected"
+
+    def start(self, y: Numbers, weights: Numbers) -> Numbers:  # noqa: ARG002
+        """Means to begin with: the counts, and a little more where they have no logarithm."""
+        return np.where(y == 0, 1 / 6, y)
+
+    def link(self, mu: Numbers) -> Numbers:
+        """Predictor of a mean: its logarithm."""
+        return np.log(mu)
+
+    def mean(self, eta: Numbers) -> Numbers:
+        """Mean of a predictor: the exponential function."""
+        return np.exp(eta)
+
+    def information(self, eta: Numbers) -> Numbers:
+        """Information of one count about its predictor."""
+        mu = np.exp(eta)
+        return np.asarray(mu * (self.theta / (self.theta + mu)))
+
+    def score(self, y: Numbers, mu: Numbers) -> Numbers:
+        """Residual of each count, less where counts of this mean scatter more."""
+        return np.asarray((y - mu) * (self.theta / (self.theta + mu)))
+
+    def deviances(self, y: Numbers, mu: Numbers) -> Numbers:
+        """Twice the log-likelihood that each count lacks."""
+        return np.asarray(2 * (xlogy(y, y) - xlogy(y, mu) - (y + self.theta) * np.log((y + self.theta) / (mu + self.theta))))
+
+    def saturated(self, y: Numbers) -> Numbers:
+        """Log-likelihood of counts that are their own mean."""
+        theta = self.theta
+        known = gammaln(y + theta) - gammaln(theta) - gammaln(y + 1)
+        return np.asarray(known + xlogy(y, y) - xlogy(y, y + theta) - theta * np.log1p(y / theta))
+
+    def log_likelihood(self, saturated: float, deviance: float, num_rows: int) -> float:  # noqa: ARG002
+        """Log-likelihood of the exact fit less half the deviance."""
+        return saturated - deviance / 2
+
+    def accepts(self, y: Numbers) -> bool:
+        """Whether no outcome is negative or infinite."""
+        return bool(((y >= 0) & np.isfinite(y)).all())
+
+
+NEGATIVE_BINOMIAL = "negative-binomial"
+
+FAMILIES: dict[str, Family] = {"gaussian": Gaussian(), "binomial": Binomial(), "poisson": Poisson(), "gamma": Gamma()}
+"""Families that have no parameter of their own."""

@@ -2,25 +2,32 @@
 
     outcome ~ age + sex * bmi - 1 + offset(log(days))        Surv(days, event) ~ treatment + log(marker)
 
-Known are names, `+`, `-`, `:`, `*`, `^`, parentheses, `0` and `1` for the intercept, and the functions of FUNCTIONS of one name.
+Known are names, `+`, `-`, `:`, `*`, `^`, parentheses, `0` and `1` for the intercept, and the functions of FUNCTIONS of one name. Curves of
+one name have their numbers written out: `poly(age, 2)`, `spline(age, 40, 55, 70)`.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
+from itertools import pairwise, product
 
 from p2pfl.errors import ConfigError
 
 FUNCTIONS = ("log", "sqrt", "exp")
+POLY, SPLINE = "poly", "spline"
+CURVES = (POLY, SPLINE)
+"""Functions that make several columns of a number."""
+
+MOST_DEGREE, FEWEST_KNOTS, MOST_KNOTS = 6, 3, 8
 MOST_CHARACTERS, MOST_TERMS, MOST_POWER = 2000, 200, 6
 _MOST_PRODUCTS = 20_000
 """Products of two terms that are formed while one formula is read."""
 
-_TOKEN = re.compile(r"\s*(?:(?P<name>[A-Za-z][A-Za-z0-9_.]*)|(?P<number>\d+(?![\w.]))|(?P<sign>[~+\-:*^(),]))")
+_TOKEN = re.compile(r"\s*(?:(?P<name>[A-Za-z][A-Za-z0-9_.]*)|(?P<number>\d+(?:\.\d+)?(?![\w.]))|(?P<sign>[~+\-:*^(),]))")
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -29,9 +36,12 @@ class Variable:
 
     column: str
     function: str = ""
+    numbers: tuple[float, ...] = ()
+    """Degree of a polynomial, or knots of a spline."""
 
     def __str__(self) -> str:
-        return f"{self.function}({self.column})" if self.function else self.column
+        inside = ", ".join([self.column, *map(_written, self.numbers)])
+        return f"{self.function}({inside})" if self.function else self.column
 
 
 Term = tuple[Variable, ...]
@@ -148,7 +158,7 @@ class _Parser:
         if self._word != "^":
             return terms
         self._next()
-        if self._kind != "number" or not 1 <= int(self._word) <= MOST_POWER:
+        if not self._word.isdigit() or not 1 <= int(self._word) <= MOST_POWER:
             raise self._error(f"a whole number from 1 to {MOST_POWER}")
         power = int(self._word)
         self._next()
@@ -184,7 +194,10 @@ class _Parser:
             if not is_whole:
                 raise self._error("an offset only where it is added by itself")
             self._next()
-            self._offsets.append(self._variable(self._name("a name")))
+            name = self._name("a name")
+            if name in CURVES and self._word == "(":
+                raise self._error("a number of each row inside an offset, and no curve,")
+            self._offsets.append(self._variable(name))
             self._take(")")
             return []
         return [(self._variable(name),)]
@@ -192,12 +205,38 @@ class _Parser:
     def _variable(self, name: str) -> Variable:
         if self._word != "(":
             return Variable(name)
-        if name not in FUNCTIONS:
-            raise ConfigError(f"formula {self._text!r}: {name!r} is no function that is known here: {', '.join(FUNCTIONS)}")
+        if name not in (*FUNCTIONS, *CURVES):
+            raise ConfigError(f"formula {self._text!r}: {name!r} is no function that is known here: {', '.join((*FUNCTIONS, *CURVES))}")
         self._next()
         column = self._name("one name")
+        numbers = self._degree() if name == POLY else self._knots() if name == SPLINE else ()
         self._take(")")
-        return Variable(column, name)
+        return Variable(column, name, numbers)
+
+    def _degree(self) -> tuple[float, ...]:
+        self._take(",")
+        if not self._word.isdigit() or not 1 <= int(self._word) <= MOST_DEGREE:
+            raise self._error(f"a degree from 1 to {MOST_DEGREE}")
+        degree = float(self._word)
+        self._next()
+        return (degree,)
+
+    def _knots(self) -> tuple[float, ...]:
+        knots: list[float] = []
+        while self._word == ",":
+            self._next()
+            sign = -1.0 if self._word == "-" else 1.0
+            if self._word == "-":
+                self._next()
+            if self._kind != "number" or not math.isfinite(float(self._word)):
+                raise self._error("a knot, which is a number")
+            knots.append(sign * float(self._word) + 0.0)
+            self._next()
+        if not FEWEST_KNOTS <= len(knots) <= MOST_KNOTS or any(after <= before for before, after in pairwise(knots)):
+            raise ConfigError(
+                f"formula {self._text!r}: a spline has {FEWEST_KNOTS} to {MOST_KNOTS} knots that increase, as in spline(age, 40, 55, 70)"
+            )
+        return tuple(knots)
 
     def _sign(self) -> str:
         sign = self._word
@@ -230,6 +269,11 @@ class _Parser:
         place = self._place - len(self._word)
         here = self._text[place : place + 20] or "the end"
         return ConfigError(f"formula {self._text!r}, character {place + 1}, at {here!r}: {expected} is expected")
+
+
+def _written(number: float) -> str:
+    """A number of a formula in its shortest form."""
+    return repr(int(number)) if number.is_integer() else repr(number)
 
 
 def _distinct(terms: Iterable[Term]) -> list[Term]:

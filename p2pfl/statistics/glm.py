@@ -8,7 +8,6 @@ Shapes: M rows of one site, P columns of the design. Source: McCullagh & Nelder 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
@@ -16,8 +15,8 @@ import numpy as np
 from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
 from p2pfl.errors import ConfigError
-from p2pfl.statistics.families import Family
-from p2pfl.statistics.newton import MOST_ITERATIONS, check_separation, solved, stands
+from p2pfl.statistics.families import FAMILIES, Family, NegativeBinomial
+from p2pfl.statistics.newton import MOST_ITERATIONS, check_separation, is_last, solved, stands
 from p2pfl.statistics.scale import Scale, agree_on_scale
 from p2pfl.statistics.sums import Numbers, SumRequest
 
@@ -55,6 +54,10 @@ class GLMFit:
     aic: float
     """As R counts: an estimated dispersion is one more parameter."""
     iterations: int
+    theta: float | None = None
+    """Parameter of a negative binomial model, whose variance is mean + mean^2 / theta."""
+    theta_bse: float | None = None
+    """Standard error of theta; None where it was given."""
 
     @property
     def bse(self) -> Numbers:
@@ -70,17 +73,18 @@ class GLMFit:
     def pvalues(self) -> Numbers:
         """Two-sided p-values of Wald's test: by t where the dispersion is estimated, by the normal distribution elsewhere."""
         statistic = -np.abs(self.params / self.bse)
-        return np.asarray(2 * (stdtr(self.df_resid, statistic) if self._is_estimated else ndtr(statistic)))
+        return np.asarray(2 * (stdtr(self.df_resid, statistic) if self.has_dispersion else ndtr(statistic)))
 
     def conf_int(self, level: float = 0.95) -> Numbers:
         """Wald's confidence intervals, (P, 2)."""
         tail = (1 + level) / 2
-        width = (stdtrit(self.df_resid, tail) if self._is_estimated else ndtri(tail)) * self.bse
+        width = (stdtrit(self.df_resid, tail) if self.has_dispersion else ndtri(tail)) * self.bse
         return np.stack([self.params - width, self.params + width], axis=-1)
 
     @property
-    def _is_estimated(self) -> bool:
-        return self.family == "gaussian"
+    def has_dispersion(self) -> bool:
+        """Whether the scatter around the mean is estimated, so that tests are by t."""
+        return self.family in FAMILIES and FAMILIES[self.family].has_dispersion
 
 
 def fit_glm(names: Sequence[str], family: Family, *, units_P: Numbers | None = None) -> Generator[SumRequest[DesignRows], Numbers, GLMFit]:
@@ -110,6 +114,9 @@ def fit_glm(names: Sequence[str], family: Family, *, units_P: Numbers | None = N
         now = yield from _at(params, family, scale, iteration)
         check_separation(first.information_PP, now.information_PP, names, outcome="the outcome is")
         is_over = stands(now.deviance, previous.deviance)
+        if is_over and not family.is_canonical:
+            step_P = solved(now.information_PP, now.target_P, names) - params
+            is_over = is_last(step_P, now.information_PP, now.deviance / dof if family.has_dispersion else 1.0)
         previous = now
         if is_over:
             break
@@ -119,12 +126,9 @@ def fit_glm(names: Sequence[str], family: Family, *, units_P: Numbers | None = N
     last = yield from _at(params, family, scale, iteration + 1)  # the information at the coefficients that are reported
     if family.has_dispersion and last.deviance <= NO_SCATTER * abs(float(last.target_P @ params)):
         raise ConfigError("the outcome has no scatter around the model: it is the same in all rows, or follows from the other variables")
-    dispersion = last.deviance / dof if family.has_dispersion else 1.0
+    dispersion = last.pearson / dof if family.has_dispersion else 1.0
     covariance = dispersion * np.linalg.inv(last.information_PP)
-    if family.has_dispersion:
-        log_likelihood = -scale.num_rows / 2 * (math.log(2 * math.pi * last.deviance / scale.num_rows) + 1)
-    else:
-        log_likelihood = float(saturated) - last.deviance / 2
+    log_likelihood = family.log_likelihood(float(saturated), last.deviance, scale.num_rows)
     back_PP = scale.back(names)
     return GLMFit(
         names=tuple(names),
@@ -138,6 +142,7 @@ def fit_glm(names: Sequence[str], family: Family, *, units_P: Numbers | None = N
         log_likelihood=log_likelihood,
         aic=-2 * log_likelihood + 2 * (len(names) + family.has_dispersion),
         iterations=iteration,
+        theta=family.theta if isinstance(family, NegativeBinomial) else None,
     )
 
 
@@ -152,6 +157,8 @@ class _Totals:
     target_P: Numbers
     """X'Wz."""
     deviance: float
+    pearson: float
+    """Squared residuals, each divided by the variance that its mean gives but for the dispersion."""
 
 
 def _facts(rows: DesignRows, family: Family) -> Numbers:
@@ -165,20 +172,23 @@ def _at(params: Numbers | None, family: Family, scale: Scale, number: int) -> Ge
     """Ask for the totals at some coefficients; None: at the means that the family begins with."""
     num_columns = len(scale.centres_P)
     upper = np.triu_indices(num_columns)
+    num_triangle = len(upper[0])
 
     def numbers(rows: DesignRows) -> Numbers:
         scaled_MP = scale.scaled(rows.columns_MP)
         y, weights = rows.outcomes_M, rows.weights_M
         eta = family.link(family.start(y, weights)) if params is None else scaled_MP @ params + rows.offsets_M
-        mu, slope = family.mean(eta), family.slope(eta)
-        working = weights * slope
-        # W z with z = eta - offset + (y - mu) / slope; multiplied out, so that a slope of zero divides nothing
-        weighted = working * (eta - rows.offsets_M) + weights * (y - mu)
+        mu = family.mean(eta)
+        working, score = weights * family.information(eta), family.score(y, mu)
+        # W z with z = eta - offset + score / information; multiplied out, so that no information divides nothing
+        weighted = working * (eta - rows.offsets_M) + weights * score
         information = (scaled_MP * working[:, None]).T @ scaled_MP
-        return np.concatenate([information[upper], scaled_MP.T @ weighted, [np.sum(weights * family.deviances(y, mu))]])
+        squares = [np.sum(weights * score**2)] if family.has_pearson else []
+        return np.concatenate([information[upper], scaled_MP.T @ weighted, [np.sum(weights * family.deviances(y, mu))], squares])
 
-    shape = (len(upper[0]) + num_columns + 1,)
+    shape = (num_triangle + num_columns + 1 + family.has_pearson,)
     total = yield SumRequest(statistic=f"information, score and deviance, iteration {number}", shape=shape, contribution=numbers)
     information = np.zeros((num_columns, num_columns))
-    information[upper] = information.T[upper] = total[: len(upper[0])]
-    return _Totals(information_PP=information, target_P=total[len(upper[0]) : -1], deviance=float(total[-1]))
+    information[upper] = information.T[upper] = total[:num_triangle]
+    target, (deviance, *_) = np.split(total[num_triangle:], [num_columns])
+    return _Totals(information_PP=information, target_P=target, deviance=float(deviance), pearson=float(total[-1]))

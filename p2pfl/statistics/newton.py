@@ -16,6 +16,9 @@ from p2pfl.statistics.sums import Numbers
 STOP_BELOW = 1e-10
 """Relative change between two iterations at which coefficients are taken to stand."""
 
+LAST_STEP = 3e-9
+"""Length of a step in standard errors at which it is the last one."""
+
 MOST_ITERATIONS = 25
 MOST_CONDITION = 1e10
 """Condition number of the scaled information above which columns are taken to depend on each other."""
@@ -27,6 +30,11 @@ FLAT = 1e-8
 def stands(now: float, before: float) -> bool:
     """Whether a deviance or log-likelihood has changed so little that the coefficients stand."""
     return abs(now - before) / (abs(now) + 0.1) < STOP_BELOW
+
+
+def is_last(step_P: Numbers, information_PP: Numbers, dispersion: float = 1.0) -> bool:
+    """Whether a step is so short, in standard errors, that coefficients stand after it; for iterations that end at a linear pace."""
+    return float(step_P @ information_PP @ step_P) < LAST_STEP**2 * dispersion
 
 
 def solved(information_PP: Numbers, right_P: Numbers, names: Sequence[str]) -> Numbers:

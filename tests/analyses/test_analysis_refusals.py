@@ -204,7 +204,7 @@ def agreed(tmp_path_factory):
     ("asked", "findings"),
     [
         ({"kind": "glm"}, ["formula: required for glm, such as 'died ~ age + sex'"]),
-        ({"kind": "mean"}, ["kind = 'mean': one of 'describe', 'glm', 'cox', 'km' or 'compare'"]),
+        ({"kind": "mean"}, ["kind = 'mean': one of 'describe', 'glm', 'calibration', 'mixed', 'cox', 'km' or 'compare'"]),
         ({"kind": "glm", "formula": "died ~ age"}, ["family: required, one of gaussian, binomial, poisson"]),
         ({"kind": "glm", "formula": "died ~ ages + sec + code", "family": "binomial"}, [
             "formula: ages: no variable of the contract; did you mean age? expected one of patient, age, dose, sex, stage, died",

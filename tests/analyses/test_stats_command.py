@@ -41,6 +41,8 @@ QUESTIONS = {
     "describe groups": ["describe", "--by", "stage"],
     "linear": ["glm", "dose ~ age + stage", "--family", "gaussian"],
     "logistic": ["glm", f"died ~ age + dose + stage + {LONG}", "--family", "binomial", "--level", "0.9"],
+    "calibration": ["calibration", "died ~ age + dose"],
+    "gamma": ["glm", "days ~ dose", "--family", "gamma"],
     "cox": ["cox", f"Surv(days, died) ~ age + {LONG}", "--ties", "breslow"],
     "cox on a grid": ["cox", "Surv(days, died) ~ age * sex", "--grid", "60"],
     "km": ["km", f"Surv(days, died) ~ {LONG}", "--ends", "50,100,200,400,2000"],
@@ -115,7 +117,7 @@ def test_a_page_is_written_for_every_analysis(question, asked, tmp_path):
 
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>")
-    assert page.count("<svg") == (not question.startswith(("log-rank", "describe")))
+    assert page.count("<svg") == {"calibration": 2}.get(question, not question.startswith(("log-rank", "describe")))
 
 
 @pytest.mark.parametrize(("num_allowing", "num_shown"), [(5, 5), (4, 0), (3, 0), (2, 2), (0, 0)])

@@ -206,6 +206,37 @@ def test_rules_that_do_not_refuse_give_the_agreed_values(tmp_path):
     assert (table.columns["sex"], report.num_missing["age"], report.num_patients) == (("", "female"), 1, 1)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "rule", "sentence"),
+    [
+        (
+            "age",
+            "720",
+            {"variables__age__out_of_range": "missing"},
+            "age: outside of 18 to 110 year; is it in year at this site?: 119 rows, refused",
+        ),
+        (
+            "glucose",
+            "110",
+            {"variables__glucose__out_of_range": "missing"},
+            "glucose: outside of 1 to 60 mmol/l; is it in mmol/l at this site?: 119 rows, refused",
+        ),
+        ("sex", "W", {"variables__sex__unseen": "missing"}, "sex: a text that is no category's code: 119 rows, refused"),
+    ],
+)
+def test_a_rule_for_single_values_takes_no_column_away(name, text, rule, sentence, tmp_path):
+    rows = [{name: text}] * 119 + [{}]
+
+    report, table = checked(tmp_path, written(*rows), contract(**rule))
+    half, taken = checked(tmp_path, written(*rows[60:], *[{}] * 60), contract(**rule))
+
+    assert [str(each) for each in report.violations] == [sentence]
+    assert table is None
+    assert report.violations[0].remedy.startswith("most values would be missing: ")
+    assert ("take the column away" in report.violations[0].remedy) == (name == "glucose")
+    assert (taken is not None, half.violations[0].effect) == (True, "taken for missing")
+
+
 @pytest.mark.parametrize("text", ["-9", "-9.0", "NA", "", "  "])
 def test_a_code_for_missing_is_known_in_each_spelling(tmp_path, text):
     report, table = checked(tmp_path, written({"age": text}, {}))
