@@ -48,6 +48,8 @@ class Policy:
     """Kinds that the site answers; None: all."""
     may_release: tuple[Literal["site_estimates"], ...] = ()
     """Results of this site alone that may be shown: the estimate in a comparison of sites."""
+    most_analyses: Annotated[int, Field(ge=1)] | None = None
+    """Most analyses that may use one variable, over all studies in the site's log of releases; None: any number."""
     variables: tuple[str, ...] | None = None
     """Variables that may be used; None: all of the contract."""
 

@@ -41,10 +41,11 @@ def planned_sums(spec: AnalysisSpec, contract: Contract, num_cells: int | None =
 
 def question_of(spec: AnalysisSpec) -> list[str]:
     """Canonical texts of what an analysis asks, without floors, intervals and other choices that change no sum."""
+    of_rows = [f"rows with {', '.join(spec.common)}"] if spec.rows == "common" else []
     if spec.kind == "describe":
-        return ["describe"]  # the statistics name the groups
+        return ["describe", *of_rows]  # the statistics name the groups
     time = [] if spec.is_by_site or not is_survival(spec.parsed) else [f"grid {spec.grid!r} {list(spec.ends)!r}"]
-    return [spec.kind, formula_text(spec.parsed), *([spec.family] if spec.family else []), *time]
+    return [spec.kind, formula_text(spec.parsed), *([spec.family] if spec.family else []), *time, *of_rows]
 
 
 def formula_text(formula: Formula) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Generator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from p2pfl.analyses.leading import FewPatientsHere
 from p2pfl.analyses.policy import RefusedByPolicy
+from p2pfl.analyses.release_log import ReleaseLog
+from p2pfl.analyses.releases import recorded, with_release
 from p2pfl.analyses.run import Conversation, conversation, refused
 from p2pfl.analyses.site_files import SiteSettings, load_settings
 from p2pfl.analyses.spec import AnalysisSpec
@@ -45,10 +48,12 @@ def analyse_together(
         A `Result`, the same at all members.
 
     Raises:
-        RefusedByPolicy: this site refuses; its reasons are in the log alone, and the others hear that it gives no numbers.
+        RefusedByPolicy: this site refuses, also because of what it has released before; its reasons are in the log alone, and the
+            others hear that it gives no numbers.
         ConfigError: a file is wrong, the floors or the model do not hold, or a member has another analysis or gives no numbers.
         MembersMissing: a member was away for too long.
         SumSessionEnded: parts of a sum did not fit.
+        StoreError: the site's log of releases or its memory of sums is damaged, or the disk failed.
     """
     own = load_settings(site_path)
     spec, contract = _load_analysis(analysis_path, own)
@@ -60,13 +65,17 @@ def analyse_together(
     )
     analysis, rows_of = conversation(spec, contract)
     refusal, rows = None, None
-    if reasons := tuple(own.policy.refusals(spec, contract)):
-        refusal = refused(own.name, reasons)
-        analysis = _without_numbers(analysis, refusal)
-    else:
-        rows = rows_of(site_rows(own.section, contract)[1])
     try:
-        return analyse_with_others(site_path, study, terms, analysis, rows, confirmed=confirmed, patience_s=patience_s, **settings)
+        with ExitStack() as logs:
+            if not (reasons := tuple(own.policy.refusals(spec, contract))):
+                table = site_rows(own.section, contract)[1]
+                log = logs.enter_context(ReleaseLog.beside(own.section.keys))
+                rows = with_release(log, spec, contract, table, rows_of(table), study=study.digest, cohort=own.section.cohort)
+                reasons = tuple(rows.refusals(own.policy))
+            if reasons:
+                refusal = refused(own.name, reasons)
+            led = recorded(spec, analysis) if refusal is None else _without_numbers(analysis, refusal)
+            return analyse_with_others(site_path, study, terms, led, rows, confirmed=confirmed, patience_s=patience_s, **settings)
     except FewPatientsHere as error:
         raise refused(own.name, (error.reason,)) from None
     except SumSessionEnded as ended:

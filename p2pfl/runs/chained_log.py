@@ -24,6 +24,10 @@ _LATER_LINE = re.compile(rb"(?<=.)[0-9a-f]{%d} \{" % _MAC_DIGITS, re.DOTALL)
 """A line that begins within another one."""
 
 
+class DamagedLog(StoreError):
+    """A log is not as it was written: restore it; nothing of it counts until then."""
+
+
 class ChainedLog:
     """One file of entries, held by one process at a time.
 
@@ -76,7 +80,8 @@ class ChainedLog:
         """Check all lines of the open file under a key, and give their entries; half a line at the end is cut off.
 
         Raises:
-            StoreError: a line is damaged or missing, or the disk refuses.
+            DamagedLog: a line is damaged or missing.
+            StoreError: the disk refuses.
         """
         self._key = key
         lines, torn = self._lines()
@@ -151,7 +156,7 @@ class ChainedLog:
 
     def _taken(self, line: bytes) -> dict[str, Any]:
         if not self._has_mac(line):
-            raise StoreError(f"{self.path}: line {len(self._macs) + 1} is damaged, or lines before it are missing; {self._remedy}")
+            raise DamagedLog(f"{self.path}: line {len(self._macs) + 1} is damaged, or lines before it are missing; {self._remedy}")
         self._last_mac = bytes.fromhex(line[:_MAC_DIGITS].decode())
         self._macs.add(self._last_mac.hex())
         entry: dict[str, Any] = json.loads(line[_MAC_DIGITS + 1 :])
@@ -160,7 +165,7 @@ class ChainedLog:
     def _mended(self, torn: bytes, number: int) -> list[dict[str, Any]]:
         assert self._descriptor is not None
         if self._was_whole(torn):
-            raise StoreError(f"{self.path}: line {number} has been written whole, and is damaged; {self._remedy}")
+            raise DamagedLog(f"{self.path}: line {number} has been written whole, and is damaged; {self._remedy}")
         try:
             if self._has_mac(torn):  # only its end is missing: nothing is lost where it counts
                 self._write(b"\n")
