@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from p2pfl.analyses.common_rows import counted_rows, is_given
 from p2pfl.analyses.rows import SiteRows
 from p2pfl.analyses.spec import AnalysisSpec
+from p2pfl.analyses.variables import cell_labels, coded
 from p2pfl.data.check import CheckedTable
 from p2pfl.data.contract import Contract
 
@@ -105,3 +106,25 @@ def _of_description(
         sets.append(CountedSet(variables=(name, *((spec.by,) if spec.by else ())), is_analysis=False, rows_N=rows_N))
     counted_N = np.maximum.reduce([each.rows_N for each in sets])
     return [CountedSet(variables=spec.names_used(contract), is_analysis=True, rows_N=counted_N), *sets]
+
+
+def nearly_same(
+    contract: Contract, table: CheckedTable, names: Sequence[str], others: Sequence[str], fewest: int
+) -> tuple[str, str] | None:
+    """Find a variable of categories that differs from another one in few patients of the site alone; None where none does.
+
+    Totals by one of them minus totals by the other one are those of these few. Few are more than none and fewer than *fewest*.
+    """
+    masks: dict[str, list[NDArray[np.bool_]]] = {}
+    for name in dict.fromkeys([*names, *others]):
+        labels = cell_labels(name, contract) if name in table.columns else None
+        if labels is not None:
+            places_M = coded(name, table.columns, contract, labels)
+            masks[name] = [places_M == place for place in range(len(labels))]
+    patients_M = np.unique(np.array(table.patients, dtype=str), return_inverse=True)[1].reshape(-1)
+    for name, other in ((name, other) for name in names for other in others if name in masks and other in masks and name != other):
+        for ours_M, theirs_M in ((ours, theirs) for ours in masks[name] for theirs in masks[other]):
+            num_both, num_differing = (len(np.unique(patients_M[rows])) for rows in (ours_M & theirs_M, ours_M ^ theirs_M))
+            if num_both >= fewest > num_differing > 0:
+                return name, other
+    return None

@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 from p2pfl.analyses.leading import FewPatientsHere
 from p2pfl.analyses.policy import Policy
 from p2pfl.analyses.release_log import ReleasedAnalysis, ReleaseLog
-from p2pfl.analyses.released_rows import CountedPatients, beside_each_other, tells_few_apart
+from p2pfl.analyses.released_rows import CountedPatients, beside_each_other, nearly_same, tells_few_apart
 from p2pfl.analyses.rows import CrossTable, ModelColumns
 from p2pfl.analyses.spec import AnalysisSpec
 from p2pfl.analyses.sum_plan import question_of
@@ -63,7 +63,7 @@ class Release:
         study: str = "",
         cohort: str | None = None,
     ) -> None:
-        self._log, self._spec = log, spec
+        self._log, self._spec, self._contract, self._table = log, spec, contract, table
         self._counted = CountedPatients.of(spec, contract, table, rows)
         self._is_limited = is_limited(spec, contract)
         self._place: int | None = None
@@ -87,6 +87,12 @@ class Release:
         fewest = max(policy.patients_per_cell, self._spec.patients_per_cell)
         if (name := self._small_atom(fewest)) is not None:
             yield f"policy.patients_per_cell = {policy.patients_per_cell}: {name}"
+        released = [name for each in self._log.analyses for name in each.variables if name not in self._asked.variables]
+        if pair := nearly_same(self._contract, self._table, self._asked.variables, tuple(dict.fromkeys(released)), fewest):
+            yield (
+                f"policy.patients_per_cell = {policy.patients_per_cell}: {pair[0]} differs from {pair[1]}, of which totals have been "
+                f"released, in fewer than {fewest} patients of this site alone"
+            )
         if policy.most_analyses is not None:
             for name in self._asked.variables:
                 others = {each.statistic for each in self._log.analyses if name in each.variables} - {self._asked.statistic}

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from p2pfl.analyses.common_rows import counted_rows
 from p2pfl.analyses.curves import compare_groups, km
 from p2pfl.analyses.descriptions import describe_variables
+from p2pfl.analyses.dominance import without_dominated_columns
 from p2pfl.analyses.leading import FewPatientsHere, lead
 from p2pfl.analyses.models import MetaResult, compare_coefficient, cox, glm, site_estimate
 from p2pfl.analyses.policy import RefusedByPolicy
@@ -64,9 +65,9 @@ def _conversation(spec: AnalysisSpec, contract: Contract) -> tuple[Conversation,
         case "describe":
             return describe_variables(spec, contract), lambda table: table
         case "glm":
-            return glm(spec, contract), lambda table: design_rows(spec, contract, table)
+            return without_dominated_columns(spec, contract, glm(spec, contract)), lambda table: design_rows(spec, contract, table)
         case "cox":
-            return cox(spec, contract), lambda table: cox_rows(spec, contract, table)
+            return without_dominated_columns(spec, contract, cox(spec, contract)), lambda table: cox_rows(spec, contract, table)
         case "km":
             return km(spec, contract), lambda table: survival_rows(spec, contract, table)
         case "compare" if is_survival(spec.parsed):

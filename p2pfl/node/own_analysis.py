@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ from p2pfl.data.site_section import beside
 from p2pfl.errors import ConfigError, MembersMissing
 from p2pfl.experiment.loading import load_study
 from p2pfl.governance.encoding import canonical
-from p2pfl.node.own_sums import analyse_with_others, sum_terms
+from p2pfl.node.own_sums import analyse_with_others, memory_of, sum_terms
 from p2pfl.node.site import SiteFile
 from p2pfl.node.sum_node import NO_NUMBERS, OTHER_PLAN, PATIENCE_S, SumSessionEnded
+from p2pfl.node.sum_store import SumFolder
 from p2pfl.statistics.sums import Numbers, SumRequest
 from p2pfl.yaml_files import load_yaml, shown
 
@@ -71,7 +72,7 @@ def analyse_together(
                 table = site_rows(own.section, contract)[1]
                 log = logs.enter_context(ReleaseLog.beside(own.section.keys))
                 rows = with_release(log, spec, contract, table, rows_of(table), study=study.digest, cohort=own.section.cohort)
-                reasons = tuple(rows.refusals(own.policy))
+                reasons = (*_restored(site_path), *rows.refusals(own.policy))
             if reasons:
                 refusal = refused(own.name, reasons)
             led = recorded(spec, analysis) if refusal is None else _without_numbers(analysis, refusal)
@@ -113,6 +114,19 @@ def _check_offered(spec: AnalysisSpec) -> None:
             "cox: one baseline for all is not offered between institutions yet, as its sums follow from cells of time that are merged; "
             "leave the grid out, for a baseline of each site"
         )
+
+
+def _restored(site_path: Path) -> Iterator[str]:
+    """Say that the site was restored from a backup, where its neighbours have told it so: it cannot know all that it has released."""
+    memory = memory_of(SiteFile.load(site_path))
+    if not memory.exists():
+        return
+    with SumFolder(memory) as folder:
+        if folder.was_restored:
+            yield (
+                "this site was restored from a backup, and its log of releases may lack what it has released since; "
+                f"restore {memory} and the log from their newest backup"
+            )
 
 
 def _without_numbers(analysis: Conversation, refusal: RefusedByPolicy) -> Generator[SumRequest[Any], Numbers, Any]:

@@ -121,6 +121,11 @@ class SumFolder:
         """Position of the last sum of a study into which this site may not send; -1 where there is none."""
         return self._blocks.get(study, -1)
 
+    @property
+    def was_restored(self) -> bool:
+        """Whether neighbours have told this site, in any study, that its files come from a backup."""
+        return bool(self._blocks)
+
     def append_block(self, study: str, position: int) -> None:
         """Write durably that nothing may be sent up to a position; StoreError where that fails."""
         self._append({"kind": "block", "study": study, "position": position})

@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from study_tables import changed, made, write_study
+from study_tables import category, changed, made, write_study
 
 from commands import run_here
 from p2pfl.analyses.policy import Policy
@@ -106,6 +106,32 @@ def test_analyses_that_tell_one_patient_apart_are_refused(attack, made_site, cap
     assert "fewer than 5 patients would be told apart" in caplog.text
     assert [each.statistic for each in site.released(name)] == [each.statistic for each in before]
     assert len(before) == len(questions) - 1 or attack == "two descriptions"
+
+
+def with_a_twin(places):
+    """A study with a second sex, which is another one than the first for some patients."""
+    variables, outcome, rows = made()
+    other = {"male": "female", "female": "male"}
+    twins = [row | {"sex_at_birth": other[row["sex"]] if place in places else row["sex"]} for place, row in enumerate(rows)]
+    return {**variables, "sex_at_birth": category("female", "male")}, outcome, twins
+
+
+@pytest.mark.parametrize("kind", ["model", "description"])
+def test_two_variables_that_differ_in_few_patients_are_not_both_used(kind, made_site, caplog):
+    def question(name):
+        return ("glm", f"dose ~ {name}", "--family", "gaussian") if kind == "model" else ("describe", "--variables", "dose", "--by", name)
+
+    site = made_site(with_a_twin([ONE]))
+    assert site.ask(*question("sex"))[0] == 0
+
+    assert site.ask(*question("sex_at_birth")) == (2, "", "p2pfl: site-1: refused by policy\n")
+    assert "sex_at_birth differs from sex, of which totals have been released, in fewer than 5 patients of this site alone" in caplog.text
+
+
+def test_two_variables_that_differ_in_many_patients_are_both_used(made_site):
+    site = made_site(with_a_twin(range(30)))
+
+    assert [site.ask("glm", f"dose ~ {name}", "--family", "gaussian")[0] for name in ("sex", "sex_at_birth")] == [0, 0]
 
 
 def test_any_two_of_the_three_that_meet_in_one_are_answered(made_site):

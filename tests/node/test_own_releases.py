@@ -15,7 +15,9 @@ from p2pfl.analyses.release_log import ReleaseLog
 from p2pfl.errors import ConfigError
 from p2pfl.experiment.loading import load_study
 from p2pfl.node.own_analysis import analyse_together
+from p2pfl.node.own_sums import memory_of
 from p2pfl.node.site import SiteFile
+from p2pfl.node.sum_store import SumFolder
 
 AGE = {**LOGISTIC, "formula": "died ~ age"}
 DOSE = {**LOGISTIC, "formula": "died ~ age + dose"}
@@ -85,3 +87,16 @@ def test_a_log_that_is_gone_or_older_ends_the_analysis_before_anybody_hears_of_i
         with pytest.raises(ConfigError, match="restore the log and its key from their newest backup"):
             analyse_together(institutions.written(DOSE, "dose.yaml"), institutions.sites[1])
         log.write_bytes(whole)
+
+
+def test_a_site_that_its_neighbours_know_to_be_restored_from_a_backup_answers_nothing(institutions, caplog):
+    with SumFolder(memory_of(SiteFile.load(institutions.sites[2]))) as folder:
+        folder.append_block("5a" * 32, 0)
+    found = institutions.found(institutions.written(AGE))
+
+    assert str(found[2]) == "node-2: refused by policy"
+    assert {type(each) for each in found[:2]} == {ConfigError}
+    assert (
+        "node-2 refuses: this site was restored from a backup, and its log of releases may lack what it has released since" in caplog.text
+    )
+    assert institutions.num_totals() == 0
