@@ -80,6 +80,6 @@ class Policy:
         if self.analyses is not None and spec.kind not in self.analyses:
             yield f"policy.analyses = [{', '.join(self.analyses)}]: the analysis is {spec.kind}"
         if self.variables is not None:
-            others = [name for name in spec.names_used(contract) if name not in self.variables]
+            others = [name for name in dict.fromkeys([*spec.names_used(contract), *spec.common]) if name not in self.variables]
             if others:
                 yield f"policy.variables: the analysis uses {', '.join(others)}, which it does not list"

@@ -75,7 +75,7 @@ class ReleasedAnalysis:
 
     @property
     def statistic(self) -> tuple[str, str]:
-        """What was asked of whom: asked once more, it tells nothing more."""
+        """Question with the patients of whom it was asked: asked once more, it tells nothing more."""
         return self.question, self.rows
 
 
@@ -96,6 +96,7 @@ class ReleaseLog:
         self.folder, self.keys = folder, keys
         self._log = ChainedLog(folder / _LOG_FILE, remedy=_REMEDY, busy=_BUSY)
         self._key = b""
+        self._tags: dict[str, str] = {}
         self._places: dict[str, int] = {}
         self._analyses: list[ReleasedAnalysis] = []
 
@@ -148,12 +149,12 @@ class ReleaseLog:
 
     def rows_of(self, counted: CountedPatients) -> str:
         """HMAC of the sets of patients who count in an analysis, 64 hex digits."""
-        tags = [self._tag(who) for who in counted.patients]
-        content = [
-            [list(each.variables), sorted([tag, int(rows)] for tag, rows in zip(tags, each.rows_N, strict=True) if rows)]
-            for each in counted.sets
-        ]
-        return hmac.digest(self._key, b"p2pfl released rows 1\n" + canonical(content), "sha256").hex()
+        tags = np.array([self._tag(who) for who in counted.patients], dtype=f"S{_TAG_DIGITS}")
+        places = np.flatnonzero(np.maximum.reduce([each.rows_N for each in counted.sets]))
+        places = places[np.argsort(tags[places])]
+        content = [canonical([list(each.variables) for each in counted.sets]), tags[places].tobytes()]
+        content += [each.rows_N[places].astype("<u2").tobytes() for each in counted.sets]
+        return hmac.digest(self._key, b"p2pfl released rows 1\n" + b"\n".join(content), "sha256").hex()
 
     def append(self, analysis: ReleasedAnalysis, counted: CountedPatients) -> ReleasedAnalysis:
         """Write an analysis durably, with the site's new patients; StoreError where that fails, and then nothing may leave."""
@@ -230,6 +231,11 @@ class ReleaseLog:
         _replace_private(self.keys / _LAST_FILE, self._log.last_mac.encode() + b"\n")
 
     def _tag(self, patient: str) -> str:
+        if patient not in self._tags:
+            self._tags[patient] = self._tag_of(patient)
+        return self._tags[patient]
+
+    def _tag_of(self, patient: str) -> str:
         return hmac.digest(self._key, b"p2pfl released patient 1\n" + patient.encode(), "sha256").hex()[:_TAG_DIGITS]
 
 

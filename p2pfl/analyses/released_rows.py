@@ -22,6 +22,7 @@ from p2pfl.analyses.spec import AnalysisSpec
 from p2pfl.analyses.variables import cell_labels, coded
 from p2pfl.data.check import CheckedTable
 from p2pfl.data.contract import Contract
+from p2pfl.statistics.survival import Integers
 
 Counts = NDArray[np.uint16]
 _MOST_ROWS = np.iinfo(np.uint16).max
@@ -115,16 +116,22 @@ def nearly_same(
 
     Totals by one of them minus totals by the other one are those of these few. Few are more than none and fewer than *fewest*.
     """
-    masks: dict[str, list[NDArray[np.bool_]]] = {}
+    places_of: dict[str, tuple[Integers, int]] = {}
     for name in dict.fromkeys([*names, *others]):
         labels = cell_labels(name, contract) if name in table.columns else None
         if labels is not None:
-            places_M = coded(name, table.columns, contract, labels)
-            masks[name] = [places_M == place for place in range(len(labels))]
+            places_of[name] = coded(name, table.columns, contract, labels) + 1, len(labels) + 1
     patients_M = np.unique(np.array(table.patients, dtype=str), return_inverse=True)[1].reshape(-1)
-    for name, other in ((name, other) for name in names for other in others if name in masks and other in masks and name != other):
-        for ours_M, theirs_M in ((ours, theirs) for ours in masks[name] for theirs in masks[other]):
-            num_both, num_differing = (len(np.unique(patients_M[rows])) for rows in (ours_M & theirs_M, ours_M ^ theirs_M))
-            if num_both >= fewest > num_differing > 0:
+    most_rows = int(np.bincount(patients_M).max(initial=0))
+    for name, other in ((name, other) for name in names for other in others if name != other and {name, other} <= places_of.keys()):
+        (ours_M, num_ours), (theirs_M, num_theirs) = places_of[name], places_of[other]
+        both = np.bincount(ours_M * num_theirs + theirs_M, minlength=num_ours * num_theirs).reshape(num_ours, num_theirs)
+        differing = both.sum(axis=1, keepdims=True) + both.sum(axis=0, keepdims=True) - 2 * both
+        for our, their in np.argwhere((both >= fewest) & (differing > 0) & (differing < fewest * most_rows)):
+            if not our or not their:  # 0: a value is missing
+                continue
+            is_ours_M, is_theirs_M = ours_M == our, theirs_M == their
+            num_both, num_differing = (len(np.unique(patients_M[rows])) for rows in (is_ours_M & is_theirs_M, is_ours_M ^ is_theirs_M))
+            if num_both >= fewest > num_differing:
                 return name, other
     return None

@@ -40,7 +40,7 @@ _REMEDY = "as other rows are complete here; rows: common in all analyses of a st
 
 
 class Release:
-    """What one site releases in one analysis: asked of its log first, and written into it as sums leave.
+    """Numbers that one site gives to one analysis: its log is asked first, and written before each sum leaves.
 
     Args:
         log: of the site, open.
