@@ -48,6 +48,8 @@ class Policy:
     """Kinds that the site answers; None: all."""
     may_release: tuple[Literal["site_estimates"], ...] = ()
     """Results of this site alone that may be shown: the estimate in a comparison of sites."""
+    most_analyses: Annotated[int, Field(ge=1)] | None = None
+    """Most analyses that may use one variable, over all studies in the site's log of releases; None: any number."""
     variables: tuple[str, ...] | None = None
     """Variables that may be used; None: all of the contract."""
 
@@ -78,6 +80,6 @@ class Policy:
         if self.analyses is not None and spec.kind not in self.analyses:
             yield f"policy.analyses = [{', '.join(self.analyses)}]: the analysis is {spec.kind}"
         if self.variables is not None:
-            others = [name for name in spec.names_used(contract) if name not in self.variables]
+            others = [name for name in dict.fromkeys([*spec.names_used(contract), *spec.common]) if name not in self.variables]
             if others:
                 yield f"policy.variables: the analysis uses {', '.join(others)}, which it does not list"

@@ -43,12 +43,13 @@ def planned_sums(spec: AnalysisSpec, contract: Contract) -> tuple[PlannedSum, ..
 
 def question_of(spec: AnalysisSpec) -> list[str]:
     """Canonical texts of what an analysis asks, without floors, intervals and other choices that change no sum."""
+    of_rows = [f"rows with {', '.join(spec.common)}"] if spec.rows == "common" else []
     if spec.kind == "describe":
-        return ["describe"]  # the statistics name the groups
+        return ["describe", *of_rows]  # the statistics name the groups
     time = [] if spec.is_by_site or not is_survival(spec.parsed) else [f"grid {spec.grid!r} {list(spec.ends)!r}"]
     theta = [] if spec.theta is None else [f"theta {spec.theta!r}"]
     risks = [f"risks {list(spec.ends)!r}"] if spec.kind == "calibration" and spec.ends else []
-    return [spec.kind, formula_text(spec.parsed), *([spec.family] if spec.family else []), *theta, *time, *risks]
+    return [spec.kind, formula_text(spec.parsed), *([spec.family] if spec.family else []), *theta, *time, *risks, *of_rows]
 
 
 def formula_text(formula: Formula) -> str:
@@ -63,7 +64,7 @@ def _sums(spec: AnalysisSpec, contract: Contract) -> Iterator[tuple[str, _Shape]
         yield from _of_descriptions(spec, contract)
         return
     if spec.kind == "calibration":
-        yield from _sums(model_spec(spec), contract, None)
+        yield from _sums(model_spec(spec), contract)
         yield from sums_of_calibration(spec)
         return
     yield "patients and rows", (3,)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
 from p2pfl.analyses.leading import FewPatientsHere
 from p2pfl.analyses.policy import RefusedByPolicy
+from p2pfl.analyses.release_log import ReleaseLog
+from p2pfl.analyses.releases import recorded, with_release
 from p2pfl.analyses.run import Conversation, conversation, refused
 from p2pfl.analyses.site_files import SiteSettings, load_settings
 from p2pfl.analyses.spec import AnalysisSpec
@@ -20,9 +23,10 @@ from p2pfl.data.site_section import beside
 from p2pfl.errors import ConfigError, MembersMissing
 from p2pfl.experiment.loading import load_study
 from p2pfl.governance.encoding import canonical
-from p2pfl.node.own_sums import analyse_with_others, sum_terms
+from p2pfl.node.own_sums import analyse_with_others, memory_of, sum_terms
 from p2pfl.node.site import SiteFile
 from p2pfl.node.sum_node import NO_NUMBERS, OTHER_PLAN, PATIENCE_S, SumSessionEnded
+from p2pfl.node.sum_store import SumFolder
 from p2pfl.privacy.planned_sum import PlannedSum
 from p2pfl.statistics.sums import Numbers, SumRequest
 from p2pfl.yaml_files import load_yaml, shown
@@ -49,10 +53,12 @@ def analyse_together(
         A `Result`, the same at all members.
 
     Raises:
-        RefusedByPolicy: this site refuses; its reasons are in the log alone, and the others hear that it gives no numbers.
+        RefusedByPolicy: this site refuses, also because of what it has released before; its reasons are in the log alone, and the
+            others hear that it gives no numbers.
         ConfigError: a file is wrong, the floors or the model do not hold, or a member has another analysis or gives no numbers.
         MembersMissing: a member was away for too long.
         SumSessionEnded: parts of a sum did not fit.
+        StoreError: the site's log of releases or its memory of sums is damaged, or the disk failed.
     """
     own = load_settings(site_path)
     spec, contract = _load_analysis(analysis_path, own)
@@ -63,13 +69,17 @@ def analyse_together(
     terms = sum_terms(study, sums, agreement=hashlib.sha256(canonical([spec.as_dict(), contract.digest])).hexdigest())
     analysis, rows_of = conversation(spec, contract)
     refusal, rows = None, None
-    if reasons := tuple(own.policy.refusals(spec, contract)):
-        refusal = refused(own.name, reasons)
-        analysis = _without_numbers(analysis, refusal)
-    else:
-        rows = rows_of(site_rows(own.section, contract)[1])
     try:
-        return analyse_with_others(site_path, study, terms, analysis, rows, confirmed=confirmed, patience_s=patience_s, **settings)
+        with ExitStack() as logs:
+            if not (reasons := tuple(own.policy.refusals(spec, contract))):
+                table = site_rows(own.section, contract)[1]
+                log = logs.enter_context(ReleaseLog.beside(own.section.keys))
+                rows = with_release(log, spec, contract, table, rows_of(table), study=study.digest, cohort=own.section.cohort)
+                reasons = (*_restored(site_path), *rows.refusals(own.policy))
+            if reasons:
+                refusal = refused(own.name, reasons)
+            led = recorded(spec, analysis) if refusal is None else _without_numbers(analysis, refusal)
+            return analyse_with_others(site_path, study, terms, led, rows, confirmed=confirmed, patience_s=patience_s, **settings)
     except FewPatientsHere as error:
         raise refused(own.name, (error.reason,)) from None
     except SumSessionEnded as ended:
@@ -108,6 +118,19 @@ def _check_size(sums: Sequence[PlannedSum]) -> None:
             f"the analysis adds {size:,} numbers in one sum, and {MOST_NUMBERS:,} are the most between institutions: "
             "take a wider grid, fewer variables, or a baseline for each site"
         )
+
+
+def _restored(site_path: Path) -> Iterator[str]:
+    """Say that the site was restored from a backup, where its neighbours have told it so: it cannot know all that it has released."""
+    memory = memory_of(SiteFile.load(site_path))
+    if not memory.exists():
+        return
+    with SumFolder(memory) as folder:
+        if folder.was_restored:
+            yield (
+                "this site was restored from a backup, and its log of releases may lack what it has released since; "
+                f"restore {memory} and the log from their newest backup"
+            )
 
 
 def _without_numbers(analysis: Conversation, refusal: RefusedByPolicy) -> Generator[SumRequest[Any], Numbers, Any]:

@@ -276,6 +276,7 @@ LINES = {
     "stats cox": [["Surv(t, e) ~ x", "site.yaml", "--contract", "sent.yaml"]],
     "stats km": [["Surv(t, e) ~ x", "site.yaml", "--contract", "sent.yaml"]],
     "stats compare": [["Surv(t, e) ~ x", "site.yaml", "--contract", "sent.yaml"]],
+    "stats released": [["site.yaml"]],
     "stats together": [["sent.yaml", "site.yaml"], ["site.yaml", "site.yaml"]],
 }
 """What each command can be given that somebody sent."""
