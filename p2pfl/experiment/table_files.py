@@ -34,7 +34,7 @@ def with_table_contents(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         contract = Contract.from_mapping(found["contract"], "task.contract")
         file = file_beside(folder, found["preprocessing"])
         if not file.exists():
-            raise ConfigError(f"task.preprocessing = {shown(str(file))}: no such file; p2pfl data prepare EXPERIMENT makes it")
+            raise ConfigError("no such file; p2pfl data prepare EXPERIMENT makes it", str(file))
         found["preprocessing"] = Preprocessing.load(file, contract).as_dict()
     sites = found.get(_OWN)
     if isinstance(sites, str):

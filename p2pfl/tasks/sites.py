@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, overload
 
 import numpy as np
@@ -76,6 +77,11 @@ class Site:
             findings.append(f"name = {name!r}: expected the member's name in the roster, {RULE}")
         if findings:
             raise DataError(findings, place=f"site {self.name!r}")
+
+    @cached_property
+    def num_test_patients(self) -> int:
+        """Number of patients whom the test rows are of; each row is one where nobody says more."""
+        return len(set(self.test_patients)) if self.test_patients is not None else _num_rows(self.test)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
