@@ -70,7 +70,11 @@ def recorded_experiment(raw: Mapping[str, Any], place: str, overrides: Mapping[s
 
 
 def load_study(path: Path | str) -> Study:
-    """Read a study from its file; ConfigError where its experiment leaves keys to the defaults of each reader's version."""
+    """Read a study from its file and check its experiment, its data contract and its analyses.
+
+    Raises:
+        ConfigError: one of them cannot be, or leaves keys to the defaults of each reader's version.
+    """
     study = Study.read(path)
     resolved = recorded_experiment(study.experiment, str(path)).as_dict()
     if missing := sorted(_missing_keys(resolved, study.experiment)):
@@ -79,6 +83,10 @@ def load_study(path: Path | str) -> Study:
             "make the study with p2pfl study new, which resolves it",
             str(path),
         )
+    if study.contract is not None:
+        from p2pfl.analyses.agreed import AgreedAnalyses  # a study without a contract does without analyses
+
+        AgreedAnalyses.of(study, str(path))
     return study
 
 

@@ -7,6 +7,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+from p2pfl.analyses.agreed import AgreedAnalyses, check_same_contract, read_analysis
 from p2pfl.analyses.leading import FewPatientsHere
 from p2pfl.analyses.policy import RefusedByPolicy
 from p2pfl.analyses.run import Conversation, conversation, refused
@@ -15,27 +16,26 @@ from p2pfl.analyses.spec import AnalysisSpec
 from p2pfl.analyses.sum_plan import planned_sums
 from p2pfl.analyses.variables import is_survival
 from p2pfl.data.contract import Contract
-from p2pfl.data.site_rows import site_rows
-from p2pfl.data.site_section import beside
 from p2pfl.errors import ConfigError, MembersMissing
 from p2pfl.experiment.loading import load_study
 from p2pfl.governance.encoding import canonical
+from p2pfl.governance.study import Study
 from p2pfl.node.own_sums import analyse_with_others, sum_terms
+from p2pfl.node.own_table import examine_own_table
 from p2pfl.node.site import SiteFile
 from p2pfl.node.sum_node import NO_NUMBERS, OTHER_PLAN, PATIENCE_S, SumSessionEnded
+from p2pfl.protocol.sum_terms import SumTerms
 from p2pfl.statistics.sums import Numbers, SumRequest
-from p2pfl.yaml_files import load_yaml, shown
-
-_EXAMPLE = "kind: glm"
 
 
 def analyse_together(
-    analysis_path: Path, site_path: Path, *, confirmed: str | None = None, patience_s: float = PATIENCE_S, **settings: Any
+    analysis: Path | str, site_path: Path, *, confirmed: str | None = None, patience_s: float = PATIENCE_S, **settings: Any
 ) -> Any:
     """Run an analysis with the other members of a study, which all do so at the same time.
 
     Args:
-        analysis_path: keys of an `AnalysisSpec`, and the contract's file where the site's own file names none; the same at all members.
+        analysis: name of one in the study; or a file with keys of an `AnalysisSpec`, the same at all members, and the contract's file
+            where neither the study nor the site's own file has one. Where the study lists analyses, the file's is one of them.
         site_path: this member's site.yaml, with its table and its policy.
         confirmed: the study's digest as the administrator confirmed it; None: the one in site.yaml.
         patience_s: a member that is away for longer ends the analysis.
@@ -50,23 +50,20 @@ def analyse_together(
         MembersMissing: a member was away for too long.
         SumSessionEnded: parts of a sum did not fit.
     """
-    own = load_settings(site_path)
-    spec, contract = _load_analysis(analysis_path, own)
+    own, site = load_settings(site_path), SiteFile.load(site_path)
+    study = load_study(site.study)
+    spec, contract = _asked(analysis, own, AgreedAnalyses.of(study, str(site.study)))
     spec.check(contract)
-    _check_offered(spec)
-    study = load_study(SiteFile.load(site_path).study)
-    terms = sum_terms(
-        study, planned_sums(spec, contract), agreement=hashlib.sha256(canonical([spec.as_dict(), contract.digest])).hexdigest()
-    )
-    analysis, rows_of = conversation(spec, contract)
+    terms = terms_of(study, spec, contract)
+    led, rows_of = conversation(spec, contract)
     refusal, rows = None, None
     if reasons := tuple(own.policy.refusals(spec, contract)):
         refusal = refused(own.name, reasons)
-        analysis = _without_numbers(analysis, refusal)
+        led = _without_numbers(led, refusal)
     else:
-        rows = rows_of(site_rows(own.section, contract)[1])
+        rows = rows_of(examine_own_table(own.section, contract, study.member(site.member)).rows)
     try:
-        return analyse_with_others(site_path, study, terms, analysis, rows, confirmed=confirmed, patience_s=patience_s, **settings)
+        return analyse_with_others(site_path, study, terms, led, rows, confirmed=confirmed, patience_s=patience_s, **settings)
     except FewPatientsHere as error:
         raise refused(own.name, (error.reason,)) from None
     except SumSessionEnded as ended:
@@ -85,13 +82,26 @@ def analyse_together(
         raise
 
 
-def _load_analysis(path: Path, own: SiteSettings) -> tuple[AnalysisSpec, Contract]:
-    raw = dict(load_yaml(path, _EXAMPLE))
-    written = raw.pop("contract", None)
-    if written is not None and not isinstance(written, str):
-        raise ConfigError(f"contract = {shown(written)}: expected the file of the data contract", str(path))
-    spec = AnalysisSpec.from_mapping(raw, str(path))
-    file = own.section.contract if written is None else beside(path.absolute().parent, written)
+def terms_of(study: Study, spec: AnalysisSpec, contract: Contract) -> SumTerms:
+    """Terms of the sums of one analysis over all members of a study.
+
+    Raises:
+        ConfigError: the members are too few, or the sums are not known beforehand.
+    """
+    _check_offered(spec)
+    agreement = hashlib.sha256(canonical([spec.as_dict(), contract.digest])).hexdigest()
+    return sum_terms(study, planned_sums(spec, contract), agreement=agreement)
+
+
+def _asked(analysis: Path | str, own: SiteSettings, agreed: AgreedAnalyses | None) -> tuple[AnalysisSpec, Contract]:
+    """Find the analysis that is asked for and its contract: the study's where it has one, else as files say."""
+    if agreed is not None:
+        if own.section.contract is not None:
+            check_same_contract(own.section.contract, agreed.contract, own.section.place)
+        return agreed.asked(str(analysis)), agreed.contract
+    path = Path(analysis)
+    spec, named = read_analysis(path)
+    file = named if named is not None else own.section.contract
     if file is None:
         raise ConfigError(f"contract: required, but missing: the file of the data contract, here or in {own.section.place}", str(path))
     return spec, Contract.load(file)
