@@ -21,7 +21,7 @@ from p2pfl.experiment.loading import load_study
 from p2pfl.governance.encoding import canonical
 from p2pfl.governance.study import Study
 from p2pfl.node.own_sums import analyse_with_others, sum_terms
-from p2pfl.node.own_table import examine_own_table
+from p2pfl.node.own_table import examine_bound_table
 from p2pfl.node.site import SiteFile
 from p2pfl.node.sum_node import NO_NUMBERS, OTHER_PLAN, PATIENCE_S, SumSessionEnded
 from p2pfl.protocol.sum_terms import SumTerms
@@ -61,7 +61,7 @@ def analyse_together(
         refusal = refused(own.name, reasons)
         led = _without_numbers(led, refusal)
     else:
-        rows = rows_of(examine_own_table(own.section, contract, study.member(site.member)).rows)
+        rows = rows_of(examine_bound_table(own.section, contract, study.member(site.member)).rows)
     try:
         return analyse_with_others(site_path, study, terms, led, rows, confirmed=confirmed, patience_s=patience_s, **settings)
     except FewPatientsHere as error:

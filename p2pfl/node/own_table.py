@@ -24,37 +24,52 @@ def check_own_table(site: SiteFile, study: Study, place: Path) -> None:
     Raises:
         ConfigError: the contract is another, the table is not there, or a frozen row has changed or is gone; without a value of a patient.
     """
-    agreed = AgreedAnalyses.of(study, str(site.study))
-    if agreed is None:
-        return
-    if site.contract is not None:
-        check_same_contract(site.contract, agreed.contract, str(place))
-    card = study.member(site.member)
-    if card.cohort is None:
-        return
-    if site.table is None:
-        raise ConfigError(
-            f"table: required, but missing: the card of {card.name} is bound to {_counted(card.cohort)}, which must be compared", str(place)
-        )
-    _ = examine_own_table(SiteSection.load(place), agreed.contract, card).rows
+    contract, card = _agreed_contract(site, study, place), study.member(site.member)
+    if contract is not None and card.cohort is not None:
+        _ = _examined(site, contract, card, place).rows
 
 
-def examine_own_table(section: SiteSection, contract: Contract, card: Card) -> ExaminedTable:
+def examine_own_table(site: SiteFile, study: Study, place: Path) -> ExaminedTable | None:
+    """Read a site's table as the study's contract and the site's card have it; None where there is no contract, or no table.
+
+    Raises:
+        ConfigError: the contract is another, the table cannot be read, or it is not there and the card is bound to its rows.
+    """
+    contract, card = _agreed_contract(site, study, place), study.member(site.member)
+    if contract is None or (site.table is None and card.cohort is None):
+        return None
+    return _examined(site, contract, card, place)
+
+
+def examine_bound_table(section: SiteSection, contract: Contract, card: Card) -> ExaminedTable:
     """Read a site's table as `examine_site_table` does; frozen rows must be those that the card is bound to, where it is to any."""
     found = examine_site_table(section, contract)
     if card.cohort is None or found.table is None or found.cohort_fault is not None:
         return found
-    bound = f"the card of {card.name} is bound to {_counted(card.cohort)}"
     if found.cohort is None:
-        fault = DataError(f"no such file, and {bound}: restore it from its backup", str(section.cohort))
-        return replace(found, cohort_fault=fault)
+        said = f"no such file, and {_bound(card, card.cohort)}: restore it from its backup"
+        return replace(found, cohort_fault=DataError(said, str(section.cohort)))
     if found.cohort.frozen.commitment != card.cohort:
-        fault = DataError(
-            f"other rows are frozen here, and {bound}: restore that file, or agree on a study with a new card", str(section.cohort)
-        )
-        return replace(found, cohort_fault=fault)
+        said = f"other rows are frozen here, and {_bound(card, card.cohort)}: restore that file, or agree on a study with a new card"
+        return replace(found, cohort_fault=DataError(said, str(section.cohort)))
     return found
 
 
-def _counted(cohort: CohortCommitment) -> str:
-    return f"{cohort.rows:,} frozen rows of {cohort.patients:,} patients"
+def _agreed_contract(site: SiteFile, study: Study, place: Path) -> Contract | None:
+    """Give the study's contract; ConfigError where the site's file names another one."""
+    agreed = AgreedAnalyses.of(study, str(site.study))
+    if agreed is None:
+        return None
+    if site.contract is not None:
+        check_same_contract(site.contract, agreed.contract, str(place))
+    return agreed.contract
+
+
+def _examined(site: SiteFile, contract: Contract, card: Card, place: Path) -> ExaminedTable:
+    if site.table is None and card.cohort is not None:
+        raise ConfigError(f"table: required, but missing: {_bound(card, card.cohort)}, which must be compared", str(place))
+    return examine_bound_table(SiteSection.load(place), contract, card)
+
+
+def _bound(card: Card, cohort: CohortCommitment) -> str:
+    return f"the card of {card.name} is bound to {cohort.rows:,} frozen rows of {cohort.patients:,} patients"
