@@ -38,6 +38,10 @@ confirmed: {confirmed}
 # Tasks that may run here beside p2pfl's own, once you have read their code, such as ["custom_task:stroke"]:
 # allow_tasks: []
 
+# The table for the study's data contract, and what analyses of it may be answered; docs/data-contract.md, docs/statistics.md:
+# table: {{file: registry.csv}}
+# policy: {{patients_per_cell: 5, patients_per_sum: 10}}
+
 # The rest may stay out; these are the defaults.
 # accept_differences: []    # torch, task, arithmetic, wire: in what this site may differ from the study's result contract
 # listen: null              # tcp://address:port to bind; null: the card's port on all interfaces, IPv4 and IPv6

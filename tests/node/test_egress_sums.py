@@ -58,8 +58,8 @@ def test_a_run_asks_for_no_more_sums_than_were_listed(agreed):
         counts[name] = num_released(agreed) - before
     most = {name: sum(each.at_most for each in own.sums) for name, own in listed(study, 0).items()}
 
-    assert counts["table-1"] == most["table-1"]
     assert 5 < counts["risk"] <= most["risk"]
+    assert 20 < counts["table-1"] <= most["table-1"]
 
 
 def num_released(agreed):
