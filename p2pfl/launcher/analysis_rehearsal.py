@@ -37,7 +37,7 @@ _ASKED_WRONGLY, _NOT_AS_AGREED = 2, 3
 
 
 @dataclass(eq=False)
-class _Member:
+class Member:
     """One node's process with its files."""
 
     name: str
@@ -97,7 +97,7 @@ def rehearse_analysis(analysis: Path, sites: Sequence[Path], place: Path, *, opt
     except OSError as error:
         raise store_error(place, error) from error
     with ExitStack() as stack:
-        members = _found(settings, place, stack)
+        members = found_sites(settings, place, stack)
         try:
             for number, member in enumerate(members):
                 member.start(analysis.absolute(), [*options, *(first if number == 0 else ())])
@@ -143,7 +143,7 @@ def _check_rows(analysis: Path, sites: Sequence[Path], settings: Sequence[SiteSe
         load_sites(sites, contract)
 
 
-def _found(sites: Sequence[SiteSettings], place: Path, stack: ExitStack) -> list[_Member]:
+def found_sites(sites: Sequence[SiteSettings], place: Path, stack: ExitStack) -> list[Member]:
     """Make keys, cards, a study on a ring, and a node's file for each site."""
     names = [site.name for site in sites]
     experiment = resolve(
@@ -163,7 +163,7 @@ def _found(sites: Sequence[SiteSettings], place: Path, stack: ExitStack) -> list
         of_a_node = {"study": "../../study.yaml", "keys": "keys", "confirmed": study.digest, "state": "state", "listen": card.address}
         content = dump_yaml({"member": site.name, **of_a_node, **_of_a_table(site)})
         (folder / "site.yaml").write_text(content, encoding="utf-8")
-    return [_Member(name=name, folder=place / "sites" / name) for name in names]
+    return [Member(name=name, folder=place / "sites" / name) for name in names]
 
 
 def _of_a_table(site: SiteSettings) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def _of_a_table(site: SiteSettings) -> dict[str, Any]:
     return found | ({"policy": raw["policy"]} if "policy" in raw else {})
 
 
-def _wait_for(members: Sequence[_Member]) -> None:
+def _wait_for(members: Sequence[Member]) -> None:
     """Wait until all have ended, or one has failed and the others have had the time to hear of it."""
     failed_s: float | None = None
     while any(each.code is None for each in members):
@@ -195,7 +195,7 @@ def _wait_for(members: Sequence[_Member]) -> None:
         time.sleep(_POLL_S)
 
 
-def _stop(members: Sequence[_Member]) -> None:
+def _stop(members: Sequence[Member]) -> None:
     """Leave no process behind."""
     at_work = [each for each in members if each.process is not None and each.code is None]
     for each in at_work:
@@ -211,7 +211,7 @@ def _stop(members: Sequence[_Member]) -> None:
             each.process.wait()
 
 
-def _error_of(failed: Sequence[_Member]) -> P2PFLError:
+def _error_of(failed: Sequence[Member]) -> P2PFLError:
     """The error of all nodes that failed, with what each of them said, once where it is the same."""
     said: dict[str, list[str]] = {}
     for member in failed:
