@@ -17,7 +17,7 @@ from p2pfl.analyses.floors import Counts, at_sites, check_cross_table, count_pat
 from p2pfl.analyses.rows import CrossTable, ModelColumns, SiteRows
 from p2pfl.analyses.spec import AnalysisSpec
 from p2pfl.analyses.text_tables import figure, p_value, text_table, wrapped
-from p2pfl.analyses.time_cells import TimeCells, count_cells, filled_up
+from p2pfl.analyses.time_cells import TimeCells, count_cells
 from p2pfl.data.contract import Contract
 from p2pfl.errors import ConfigError
 from p2pfl.statistics.cox import CoxFit, CoxRows, fit_cox
@@ -237,8 +237,6 @@ def cox(spec: AnalysisSpec, contract: Contract) -> Generator[SumRequest[SiteRows
         ends_T = table.ends_T
         cells = TimeCells(ends_T=ends_T, num_agreed=len(spec.time_cells(contract)))
     analysis = fit_cox(model.names, ties=spec.ties or "efron", ends_T=ends_T, units_P=model.units_P)
-    if cells is not None:
-        analysis = filled_up(analysis, len(cells.ends_T), cells.num_agreed)
     fit = yield from without_dominated_columns(spec, model, part, at_sites(analysis, part))
     return ModelResult(spec=spec, counts=patients, fit=fit, ends_T=ends_T, cells=cells)
 

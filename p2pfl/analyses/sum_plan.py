@@ -1,7 +1,7 @@
 """The sums that an analysis may ask for, from its spec and the contract alone: what nodes agree on before the first one.
 
 A conversation asks for these sums in this order, and may end early or leave some out: an iteration that is not needed, a variable of which
-too few patients have a value. Where cells of time are merged on totals, sums over merged ones have the shape of those over all.
+too few patients have a value. Where cells of time are merged on totals, the sums after that have room for all, and zeros at the end.
 
 Shapes: P columns, T cells of time, G groups.
 """
@@ -25,6 +25,8 @@ from p2pfl.statistics.newton import MOST_ITERATIONS
 
 _Shape = tuple[int, ...]
 _META_SUMS = 3
+_OF_CELLS = "partial likelihood"
+"""Beginning of the statistics that have numbers for each cell of time, where one baseline is common to all sites."""
 
 
 def planned_sums(spec: AnalysisSpec, contract: Contract) -> tuple[PlannedSum, ...]:
@@ -36,7 +38,13 @@ def planned_sums(spec: AnalysisSpec, contract: Contract) -> tuple[PlannedSum, ..
     """
     question = "; ".join(question_of(spec))  # names of variables and formulae have no semicolon
     return tuple(
-        PlannedSum(statistic=f"{question}: {statistic}", shape=shape, number_format=STATISTICS_FORMAT, bound=bound_of(statistic))
+        PlannedSum(
+            statistic=f"{question}: {statistic}",
+            shape=shape,
+            number_format=STATISTICS_FORMAT,
+            bound=bound_of(statistic),
+            may_be_shorter=statistic.startswith(_OF_CELLS) and not spec.is_by_site,
+        )
         for statistic, shape in _sums(spec, contract)
     )
 
@@ -99,7 +107,7 @@ def _of_models(spec: AnalysisSpec, contract: Contract) -> Iterator[tuple[str, _S
         iteration, numbers = "information, score and deviance", triangle + size + 1 + has_pearson
     else:
         yield "events", (1,)
-        iteration = "partial likelihood"
+        iteration = _OF_CELLS
         numbers = 1 + size + triangle if spec.is_by_site else len(spec.time_cells(contract)) * (2 + size + 2 * (1 + size + triangle))
     yield from ((f"{iteration}, iteration {number}", (numbers,)) for number in range(MOST_ITERATIONS + 2))
 

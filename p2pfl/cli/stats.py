@@ -251,6 +251,38 @@ def together(
     _give(found, csv_file, page, as_json=as_json, over="the members of a study, by secure sums")
 
 
+@app.command()
+def up(
+    analysis: Annotated[Path, typer.Argument(metavar="ANALYSIS", help="The analysis with its contract, as a file.")],
+    sites: Sites,
+    *,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="Keep the nodes' files in this new folder.")] = None,
+    csv_file: Csv = None,
+    page: Page = None,
+    as_json: Json = False,
+) -> None:
+    """Rehearse an analysis between institutions: a node for each site on this machine, and secure sums over encrypted links.
+
+    Example: p2pfl stats up analysis.yaml site-a.yaml site-b.yaml site-c.yaml
+    """
+    from tempfile import TemporaryDirectory
+
+    from p2pfl.cli.long_runs import pausable
+    from p2pfl.errors import ConfigError
+    from p2pfl.launcher.analysis_rehearsal import rehearse_analysis
+
+    _check_new(csv_file, page)
+    if out is not None and out.exists():
+        raise ConfigError(f"--out = '{out}': it exists already; expected a new folder")
+    options = ["--json"] if as_json else []
+    files = [
+        part for option, file in (("--csv", csv_file), ("--html", page)) if file is not None for part in (option, str(file.absolute()))
+    ]
+    with pausable(hears=True), TemporaryDirectory(prefix="p2pfl-") as folder:
+        said = rehearse_analysis(analysis, sites, Path(folder) if out is None else out.absolute(), options=options, first=files)
+    sys.stdout.write(said)
+
+
 app.command()(released)
 
 

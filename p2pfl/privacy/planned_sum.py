@@ -17,3 +17,5 @@ class PlannedSum:
     number_format: FixedPoint
     bound: float
     """No number of a participant exceeds it in magnitude."""
+    may_be_shorter: bool = False
+    """Whether the analysis may need fewer numbers than the vector has, as totals before it say; zeros then stand at its end."""

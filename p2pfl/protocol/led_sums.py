@@ -49,18 +49,22 @@ class LedAnalysis(Generic[Rows, Result]):
         return self._sums[self.position]
 
     def numbers(self, rows: Rows) -> Numbers:
-        """A site's contribution to the sum that is asked for; ValueError where it has another shape."""
+        """A site's contribution to the sum that is asked for, in the planned shape; ValueError where it has another one."""
         assert self.request is not None
         found = np.asarray(self.request.contribution(rows), dtype=np.float64)
         if found.shape != self.request.shape:
             raise ValueError(f"{self.request.statistic}: numbers of shape {found.shape} where {self.request.shape} is agreed")
-        return found
+        if found.shape == self.planned.shape:
+            return found
+        return np.concatenate([found, np.zeros(self.planned.shape[0] - len(found))])
 
     def take(self, total: Limbs) -> None:
         """Take the total of the sum that was asked for, (..., L)."""
         self._totals.update(total.astype("<u8").tobytes())
         self.parameters = [self._totals.hexdigest()]
-        self._go_on(self.planned.number_format.decode(total))
+        assert self.request is not None
+        decoded = self.planned.number_format.decode(total)
+        self._go_on(decoded if decoded.shape == self.request.shape else decoded[: self.request.shape[0]])
 
     def _go_on(self, total: NDArray[Any] | None) -> None:
         try:
@@ -75,10 +79,15 @@ class LedAnalysis(Generic[Rows, Result]):
         planned = self.planned
         if not self._is_of(request, self.position):
             raise ConfigError(f"{request.statistic}: sum {self.position + 1} of the plan is {planned.statistic!r}")
-        if request.shape != planned.shape:
+        if request.shape != planned.shape and not _fits(request.shape, planned):
             raise ConfigError(f"{planned.statistic}: the analysis needs numbers of shape {request.shape}, planned are {planned.shape}")
         self.request = request
 
     def _is_of(self, request: SumRequest[Rows], position: int) -> bool:
         statistic = self._sums[position].statistic
         return request.statistic == statistic or statistic.endswith(f": {request.statistic}")
+
+
+def _fits(shape: tuple[int, ...], planned: PlannedSum) -> bool:
+    """Whether numbers of a shape are the beginning of a vector that may be shorter than planned."""
+    return planned.may_be_shorter and len(shape) == len(planned.shape) == 1 and shape[0] < planned.shape[0]

@@ -163,19 +163,28 @@ def test_one_baseline_for_lung_cancer_under_the_default_floors(tmp_path):
     assert (len(merged.cells.ends_T), merged.cells.num_agreed) == (12, 35)
 
 
+CURVES = [
+    ({"grid": 1}, 310, {100: 0.8639689676, 200: 0.6802728622, 365: 0.4092416245, 730: 0.1156930983}, (10.3267419549, 0.0013111645)),
+    ({"grid": 30}, 330, {90: 0.8815789474, 180: 0.7224774900, 360: 0.4404748766, 720: 0.1289171310}, (11.1614407130, 8.351504e-4)),
+    ({"ends": MERGED}, 450, dict(zip(MERGED, [0.8815789474, 0.6578947368, 0.5466331269, 0.3544104889, 0.1131097305], strict=True)),
+     (13.6154713149, 2.243292e-4)),
+]  # fmt: skip
+"""Cells of time, median, survival at some times, log-rank test by sex with its p-value."""
+
+
 def test_survival_with_lung_cancer(tmp_path):
-    days = {"formula": "Surv(time, status) ~ sex", "grid": 1}
-    asked = [{"kind": "cox", "formula": LUNG}, {"kind": "km", **days, "formula": "Surv(time, status) ~ 1"}, {"kind": "compare", **days}]
-    model, curves, log_rank = Asked(tmp_path, lung, asked, policy=ANY).by_nodes(tmp_path, nx.star_graph(2), killed=2, after=6)
+    kinds = [("km", "Surv(time, status) ~ 1"), ("compare", "Surv(time, status) ~ sex")]
+    of_cells = [{"kind": kind, "formula": formula, **cells} for cells, *_ in CURVES for kind, formula in kinds]
+    asked = Asked(tmp_path, lung, [{"kind": "cox", "formula": LUNG}, *of_cells], policy=ANY)
+    model, *found = asked.by_nodes(tmp_path, nx.star_graph(2), killed=2, after=6)
 
     assert_published_cox(model, "lung, by site", "lung, by site")
-    whole = curves.curves["all"]
-    assert whole.median() == 310
-    assert [whole.at(time) for time in (100, 200, 365, 730)] == pytest.approx(
-        [0.8639689676, 0.6802728622, 0.4092416245, 0.1156930983], rel=0, abs=LAST_DIGIT
-    )
-    assert log_rank.test.statistic == pytest.approx(10.3267419549, rel=0, abs=LAST_DIGIT)
-    assert log_rank.test.pvalue == pytest.approx(0.0013111645, rel=1e-6)
+    for (_, median, at, log_rank), curves, compared in zip(CURVES, found[::2], found[1::2], strict=True):
+        whole = curves.curves["all"]
+        assert whole.median() == median
+        assert [whole.at(time) for time in at] == pytest.approx(list(at.values()), rel=0, abs=LAST_DIGIT)
+        assert compared.test.statistic == pytest.approx(log_rank[0], rel=0, abs=LAST_DIGIT)
+        assert compared.test.pvalue == pytest.approx(log_rank[1], rel=1e-6)
 
 
 def start_member(folder, site):

@@ -13,8 +13,8 @@ from p2pfl.protocol.led_sums import LedAnalysis
 from p2pfl.statistics.sums import SumRequest
 
 
-def planned(*names, shape=(1,)):
-    return [PlannedSum(statistic=f"age: {name}", shape=shape, number_format=STATISTICS, bound=100.0) for name in names]
+def planned(*names, shape=(1,), **more):
+    return [PlannedSum(statistic=f"age: {name}", shape=shape, number_format=STATISTICS, bound=100.0, **more) for name in names]
 
 
 def moments():
@@ -49,9 +49,19 @@ def test_planned_sums_that_an_analysis_leaves_out_change_nothing():
     assert analyse_in_fixed_point(moments(), SITES, planned("cells", "mean", "cubes", "roots", "squares", "more")) == plain
 
 
+def test_fewer_numbers_than_planned_are_given_with_zeros_at_their_end():
+    sums = planned("mean", "squares", shape=(3,), may_be_shorter=True)
+    led = LedAnalysis(moments(), sums)
+
+    assert led.numbers(SITES[0]).tolist() == [3.5, 0.0, 0.0]
+    assert analyse_in_fixed_point(moments(), SITES, sums) == analyse_in_fixed_point(moments(), SITES, planned("mean", "squares"))
+
+
 @pytest.mark.parametrize(
     ("sums", "said"),
     [
+        (planned("mean", shape=(0,), may_be_shorter=True), r"numbers of shape \(1,\), planned are \(0,\)"),
+        (planned("mean", shape=(2, 1), may_be_shorter=True), r"numbers of shape \(1,\), planned are \(2, 1\)"),
         (planned("mean"), "the plan has 1 sums, and the analysis needs one more"),
         (planned("mean", "cubes"), "sum 2 of the plan is 'age: cubes'"),
         (planned("mean", shape=(2,)), r"numbers of shape \(1,\), planned are \(2,\)"),
