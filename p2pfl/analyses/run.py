@@ -11,6 +11,7 @@ from p2pfl.analyses.calibration import calibration
 from p2pfl.analyses.curves import compare_groups, km
 from p2pfl.analyses.descriptions import describe_variables
 from p2pfl.analyses.leading import FewPatientsHere, lead
+from p2pfl.analyses.mixed import mixed
 from p2pfl.analyses.models import MetaResult, compare_coefficient, cox, glm, site_estimate
 from p2pfl.analyses.policy import Kind, RefusedByPolicy
 from p2pfl.analyses.rows import cox_rows, design_rows, survival_rows
@@ -49,10 +50,15 @@ class Result(Protocol):
 Conversation = Generator[SumRequest[Any], Numbers, Any]
 
 
-def conversation(spec: AnalysisSpec, contract: Contract) -> tuple[Conversation, Callable[[CheckedTable], Any]]:
-    """Sums that an analysis asks for, and the function that makes a site's rows for them. It has passed `AnalysisSpec.check`."""
+def conversation(spec: AnalysisSpec, contract: Contract, num_sites: int = 1) -> tuple[Conversation, Callable[[CheckedTable], Any]]:
+    """Sums that an analysis asks for, and the function that makes a site's rows for them. It has passed `AnalysisSpec.check`.
+
+    A mixed model takes a summary of each of *num_sites* sites, at the `place` of its rows.
+    """
     if spec.kind == "describe":
         return describe_variables(spec, contract), lambda table: table
+    if spec.kind == "mixed":
+        return mixed(spec, contract, num_sites), lambda table: design_rows(spec, contract, table)
     analysis, rows_of = _OF_KIND[spec.kind, is_survival(spec.parsed)]
     return analysis(spec, contract), lambda table: rows_of(spec, contract, table)
 
@@ -86,7 +92,7 @@ def run_analysis(spec: AnalysisSpec, contract: Contract, sites: Sequence[Analysi
     for site in sites:
         if reasons := tuple(site.policy.refusals(spec, contract)):
             raise refused(site.name, reasons)
-    analysis, rows_of = conversation(spec, contract)
+    analysis, rows_of = conversation(spec, contract, len(sites))
     rows, findings = [], []
     for site in sites:
         try:
@@ -95,6 +101,8 @@ def run_analysis(spec: AnalysisSpec, contract: Contract, sites: Sequence[Analysi
             findings += [f"{site.name}: {each}" for each in error.findings]
     if findings:
         raise ConfigError(findings)
+    if spec.kind == "mixed":
+        rows = [replace(own, place=place) for place, own in enumerate(rows)]
     _check_several(sites, rows)
     try:
         result = lead(analysis, [site.name for site in sites], rows)
