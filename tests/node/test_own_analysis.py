@@ -31,8 +31,11 @@ ANALYSES = {
     "cox": {"kind": "cox", "formula": "Surv(days, died) ~ age + sex"},
     "km": {"kind": "km", "formula": "Surv(days, died) ~ sex", "grid": 50},
     "compare": {"kind": "compare", "formula": "dose ~ age + sex", "family": "gaussian", "coefficient": "age"},
+    "calibration": {"kind": "calibration", "formula": "died ~ age + sex"},
+    "curves": {"kind": "glm", "formula": "days ~ poly(age, 2) + spline(dose, 2, 5, 8)", "family": "gamma"},
+    "theta": {"kind": "glm", "formula": "visits ~ dose", "family": "negative-binomial", "theta": 4},
 }
-SLOW = {"cox", "km", "compare"}
+SLOW = {"cox", "km", "compare", "calibration", "curves", "theta"}
 
 
 class Institutions:
