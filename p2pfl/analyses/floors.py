@@ -19,6 +19,7 @@ from p2pfl.analyses.text_tables import count
 from p2pfl.analyses.variables import is_survival
 from p2pfl.data.contract import Contract
 from p2pfl.errors import ConfigError
+from p2pfl.statistics.newton import MOST_ITERATIONS
 from p2pfl.statistics.sums import Numbers, SumRequest
 
 _USUAL_ITERATIONS = 6
@@ -142,7 +143,7 @@ def at_sites(
         most_numbers: that the iterations may release about the same rows.
 
     Raises:
-        ConfigError: the iterations would release more numbers.
+        ConfigError: the iterations would release more numbers, or there are too many of them.
     """
     released = num_iterations = 0
     try:
@@ -155,6 +156,8 @@ def at_sites(
                     f"no fit in the {num_iterations - 1} iterations that so few patients allow: "
                     "the outcome may be separated by a variable; leave that one out, or use fewer variables"
                 )
+            if num_iterations > MOST_ITERATIONS:
+                raise ConfigError(f"no fit in {MOST_ITERATIONS} iterations: the outcome may be separated, or a column far too large")
             if released > most_numbers:
                 raise ConfigError(
                     f"the iterations would release {released} numbers about the same patients, and {int(most_numbers)} are the most: "

@@ -12,11 +12,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from p2pfl.analyses.curved_terms import agree_on_curves, numbers_of_curves
+from p2pfl.analyses.dominance import without_dominated_columns
 from p2pfl.analyses.floors import Counts, at_sites, check_cross_table, count_patients, counted
 from p2pfl.analyses.rows import CrossTable, ModelColumns, SiteRows
 from p2pfl.analyses.spec import AnalysisSpec
 from p2pfl.analyses.text_tables import figure, p_value, text_table, wrapped
-from p2pfl.analyses.time_cells import TimeCells, count_cells
+from p2pfl.analyses.time_cells import TimeCells, count_cells, filled_up
 from p2pfl.data.contract import Contract
 from p2pfl.errors import ConfigError
 from p2pfl.statistics.cox import CoxFit, CoxRows, fit_cox
@@ -256,7 +257,8 @@ def fit_model(
     part = yield from agree_on_curves(spec, contract, model)
     floor = spec.parameters_per_patient * patients.num_patients * len(model.names)
     most = np.inf if is_all_categorical else floor - numbers_of_curves(model) - num_others
-    fit = yield from at_sites(_fitted(spec, model, model.units_P), part, most)
+    fitted = at_sites(_fitted(spec, model, model.units_P), part, most)
+    fit = yield from without_dominated_columns(spec, model, part, fitted)
     return ModelResult(spec=spec, counts=patients, fit=_unscaled(fit, model.outcome_unit)), part
 
 
@@ -272,7 +274,9 @@ def cox(spec: AnalysisSpec, contract: Contract) -> Generator[SumRequest[SiteRows
         ends_T = table.ends_T
         cells = TimeCells(ends_T=ends_T, num_agreed=len(spec.time_cells(contract)))
     analysis = fit_cox(model.names, ties=spec.ties or "efron", ends_T=ends_T, units_P=model.units_P)
-    fit = yield from at_sites(analysis, part)
+    if cells is not None:
+        analysis = filled_up(analysis, len(cells.ends_T), cells.num_agreed)
+    fit = yield from without_dominated_columns(spec, model, part, at_sites(analysis, part))
     return ModelResult(spec=spec, counts=patients, fit=fit, ends_T=ends_T, cells=cells)
 
 

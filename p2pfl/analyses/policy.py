@@ -48,6 +48,8 @@ class Policy:
     """Kinds that the site answers; None: all."""
     may_release: tuple[Literal["site_estimates", "site_means"], ...] = ()
     """Numbers of this site alone that others may know: its estimate in a comparison of sites, its means and products for a mixed model."""
+    most_analyses: Annotated[int, Field(ge=1)] | None = None
+    """Most analyses that may use one variable, over all studies in the site's log of releases; None: any number."""
     variables: tuple[str, ...] | None = None
     """Variables that may be used; None: all of the contract."""
 
@@ -80,6 +82,6 @@ class Policy:
         if spec.kind == "mixed" and "site_means" not in self.may_release:
             yield f"policy.may_release = [{', '.join(self.may_release)}]: the analysis takes this site's means and products, site_means"
         if self.variables is not None:
-            others = [name for name in spec.names_used(contract) if name not in self.variables]
+            others = [name for name in dict.fromkeys([*spec.names_used(contract), *spec.common]) if name not in self.variables]
             if others:
                 yield f"policy.variables: the analysis uses {', '.join(others)}, which it does not list"

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from p2pfl.analyses.calibration import calibration
+from p2pfl.analyses.common_rows import counted_rows
 from p2pfl.analyses.curves import compare_groups, km
 from p2pfl.analyses.descriptions import describe_variables
 from p2pfl.analyses.leading import FewPatientsHere, lead
 from p2pfl.analyses.mixed import mixed
 from p2pfl.analyses.models import MetaResult, compare_coefficient, cox, glm, site_estimate
 from p2pfl.analyses.policy import Kind, RefusedByPolicy
+from p2pfl.analyses.release_log import ReleaseLog
+from p2pfl.analyses.releases import RecordedRows, recorded, with_release
 from p2pfl.analyses.rows import cox_rows, design_rows, survival_rows
 from p2pfl.analyses.site_files import AnalysisSite
 from p2pfl.analyses.spec import AnalysisSpec
@@ -56,11 +61,11 @@ def conversation(spec: AnalysisSpec, contract: Contract, num_sites: int = 1) -> 
     A mixed model takes a summary of each of *num_sites* sites, at the `place` of its rows.
     """
     if spec.kind == "describe":
-        return describe_variables(spec, contract), lambda table: table
+        return describe_variables(spec, contract), lambda table: counted_rows(spec, table)
     if spec.kind == "mixed":
-        return mixed(spec, contract, num_sites), lambda table: design_rows(spec, contract, table)
+        return mixed(spec, contract, num_sites), lambda table: design_rows(spec, contract, counted_rows(spec, table))
     analysis, rows_of = _OF_KIND[spec.kind, is_survival(spec.parsed)]
-    return analysis(spec, contract), lambda table: rows_of(spec, contract, table)
+    return analysis(spec, contract), lambda table: rows_of(spec, contract, counted_rows(spec, table))
 
 
 _Analysis = tuple[Callable[[AnalysisSpec, Contract], Conversation], Callable[[AnalysisSpec, Contract, CheckedTable], Any]]
@@ -75,8 +80,14 @@ _OF_KIND: dict[tuple[Kind, bool], _Analysis] = {
 """Sums of each kind and a site's rows for them, by whether the outcome is a time and an event."""
 
 
-def run_analysis(spec: AnalysisSpec, contract: Contract, sites: Sequence[AnalysisSite]) -> Any:
+def run_analysis(spec: AnalysisSpec, contract: Contract, sites: Sequence[AnalysisSite], releases: Path | None = None) -> Any:
     """Run an analysis over simulated sites; its result equals that of the pooled rows.
+
+    Args:
+        spec: of the analysis.
+        contract: of all sites.
+        sites: with their rows.
+        releases: folder in which each site keeps a log of what it has released, as a real one does, and asks it first; None: no log.
 
     Returns:
         A `Result`.
@@ -85,6 +96,7 @@ def run_analysis(spec: AnalysisSpec, contract: Contract, sites: Sequence[Analysi
         ConfigError: the analysis does not fit the contract, a site cannot contribute, the floors or the model do not hold,
             or one site alone has rows and does not let its own result be shown.
         RefusedByPolicy: a site refuses; its reasons are in the log alone.
+        StoreError: a site's log of releases is damaged, or the disk failed.
     """
     spec.check(contract)
     if not sites:
@@ -93,24 +105,43 @@ def run_analysis(spec: AnalysisSpec, contract: Contract, sites: Sequence[Analysi
         if reasons := tuple(site.policy.refusals(spec, contract)):
             raise refused(site.name, reasons)
     analysis, rows_of = conversation(spec, contract, len(sites))
-    rows, findings = [], []
-    for site in sites:
-        try:
-            rows.append(rows_of(site.table))
-        except ConfigError as error:
-            findings += [f"{site.name}: {each}" for each in error.findings]
-    if findings:
-        raise ConfigError(findings)
-    if spec.kind == "mixed":
-        rows = [replace(own, place=place) for place, own in enumerate(rows)]
+    rows = _rows(spec, sites, rows_of)
     _check_several(sites, rows)
-    try:
-        result = lead(analysis, [site.name for site in sites], rows)
-    except FewPatientsHere as error:
-        raise refused(error.site, (error.reason,)) from None
+    with ExitStack() as logs:
+        recorded_rows = [RecordedRows(rows=own, release=None) for own in rows]
+        if releases is not None:
+            recorded_rows = [_with_log(logs, releases, spec, contract, site, own) for site, own in zip(sites, rows, strict=True)]
+        try:
+            result = lead(recorded(spec, analysis), [site.name for site in sites], recorded_rows)
+        except FewPatientsHere as error:
+            raise refused(error.site, (error.reason,)) from None
     if isinstance(result, MetaResult):
         return replace(result, sites=_released(spec, contract, sites, rows))
     return result
+
+
+def _rows(spec: AnalysisSpec, sites: Sequence[AnalysisSite], rows_of: Callable[[CheckedTable], Any]) -> list[Any]:
+    """Make each site's rows for an analysis; ConfigError with what is wrong at all sites."""
+    rows, findings = [], []
+    for place, site in enumerate(sites):
+        try:
+            own = rows_of(site.table)
+        except ConfigError as error:
+            findings += [f"{site.name}: {each}" for each in error.findings]
+            continue
+        rows.append(replace(own, place=place) if spec.kind == "mixed" else own)
+    if findings:
+        raise ConfigError(findings)
+    return rows
+
+
+def _with_log(logs: ExitStack, folder: Path, spec: AnalysisSpec, contract: Contract, site: AnalysisSite, rows: Any) -> RecordedRows[Any]:
+    """Rows of a site that has asked its log of releases; RefusedByPolicy where that one refuses."""
+    log = logs.enter_context(ReleaseLog(folder / site.name, folder / site.name))
+    found = with_release(log, spec, contract, site.table, rows)
+    if reasons := tuple(found.refusals(site.policy)):
+        raise refused(site.name, reasons)
+    return found
 
 
 def _check_several(sites: Sequence[AnalysisSite], rows: Sequence[Any]) -> None:

@@ -10,10 +10,9 @@ from p2pfl.analyses.policy import Policy
 from p2pfl.data.check import CheckedTable
 from p2pfl.data.contract import Contract
 from p2pfl.data.site_rows import site_rows
-from p2pfl.data.site_section import SiteSection
+from p2pfl.data.site_section import SiteSection, site_name
 from p2pfl.errors import ConfigError, DataError
-from p2pfl.governance.names import NAME, RULE
-from p2pfl.yaml_files import load_yaml, shown
+from p2pfl.yaml_files import load_yaml
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,10 +37,11 @@ def load_settings(path: Path | str) -> SiteSettings:
     """Read what a site's file says of its name, table and policy; ConfigError with every fault at once."""
     raw, place = load_yaml(path, "table: {file: registry.csv}"), str(path)
     findings: list[str] = []
-    name = raw.get("member", Path(path).stem)
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        findings.append(f"member = {shown(name)}: expected {RULE}")
-    section, policy = None, Policy()
+    name, section, policy = "", None, Policy()
+    try:
+        name = site_name(raw, path)
+    except ConfigError as error:
+        findings += error.findings
     try:
         section = SiteSection.from_mapping(raw, path)
     except ConfigError as error:
@@ -52,7 +52,7 @@ def load_settings(path: Path | str) -> SiteSettings:
         findings += error.findings
     if findings or section is None:
         raise ConfigError(findings, place)
-    return SiteSettings(name=str(name), section=section, policy=policy)
+    return SiteSettings(name=name, section=section, policy=policy)
 
 
 def load_sites(paths: Sequence[Path | str], contract: Contract) -> list[AnalysisSite]:

@@ -76,6 +76,10 @@ class AnalysisSpec:
     """Whether cells are counted over all sites, or must hold nobody or enough at each single site."""
     level: Annotated[float, Field(gt=0, lt=1)] = 0.95
     """Level of confidence intervals."""
+    rows: Literal["own", "common"] = "own"
+    """common: only rows in which no variable of `common` is missing, the same ones in all analyses of a study."""
+    common: tuple[str, ...] = ()
+    """Variables of all analyses of the study, for rows: common."""
 
     @classmethod
     def from_mapping(cls, raw: Mapping[str, Any], place: str = "analysis") -> AnalysisSpec:
@@ -99,6 +103,8 @@ class AnalysisSpec:
                 content[key] = list(value) if isinstance(value, tuple) else value
         for key in ("patients_per_cell", "patients_per_sum", "parameters_per_patient", "cells", "level"):
             content[key] = getattr(self, key)
+        if self.rows == "common":  # left out elsewhere: digests of analyses that do without stay as they are
+            content |= {"rows": self.rows, "common": list(self.common)}
         return content
 
     @property
@@ -144,6 +150,7 @@ class AnalysisSpec:
     def faults(self, contract: Contract) -> Iterator[str]:
         """Find names that the contract does not have, variables of another type than is needed, and what the kind cannot do."""
         known = [*contract.variables, *absent_names(contract)]
+        yield from (f"common: {name}: no variable of the contract" for name in self.common if name not in known)
         if contract.rows != "one-per-patient" and self.kind != "glm":
             yield f"{self.kind} counts patients by their rows, and the contract has rows: several-per-patient; expected one-per-patient"
         if self.kind == "describe":
@@ -180,6 +187,8 @@ class AnalysisSpec:
         for key, kinds in _KEYS_OF_KIND.items():
             if getattr(self, key) not in (None, ()) and self.kind not in kinds:
                 yield f"{key} = {shown(_plain(getattr(self, key)))}: {self.kind} has none; it belongs to {', '.join(kinds)}"
+        if self.common and self.rows != "common":
+            yield f"common = {shown(list(self.common))}: it counts only with rows: common"
         if self.kind == "describe":
             return
         if self.formula is None:

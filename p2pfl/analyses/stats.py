@@ -26,13 +26,16 @@ __all__ = ["calibration", "compare", "cox", "describe", "glm", "km", "mixed", "r
 Sites = Sequence[Path | str | AnalysisSite]
 
 
-def run(analysis: dict[str, Any] | AnalysisSpec, contract: Contract | Path | str, sites: Sites) -> Any:
+def run(
+    analysis: dict[str, Any] | AnalysisSpec, contract: Contract | Path | str, sites: Sites, *, releases: Path | str | None = None
+) -> Any:
     """Run an analysis over simulated sites.
 
     Args:
         analysis: keys of an `AnalysisSpec`, as {"kind": "glm", "formula": "died ~ age", "family": "binomial"}.
         contract: the agreed table, or its file.
         sites: their files, or sites with their tables.
+        releases: folder in which each site keeps a log of what it has released, and asks it first; None: no log.
 
     Raises:
         ConfigError: as `run_analysis`, and where a file is wrong.
@@ -44,7 +47,8 @@ def run(analysis: dict[str, Any] | AnalysisSpec, contract: Contract | Path | str
         raise ConfigError(f"sites = {shown(str(sites))}: expected a list of files, such as ['site1.yaml', 'site2.yaml']")
     files = [each for each in sites if not isinstance(each, AnalysisSite)]
     loaded = iter(load_sites(files, agreed))
-    return run_analysis(spec, agreed, [each if isinstance(each, AnalysisSite) else next(loaded) for each in sites])
+    chosen = [each if isinstance(each, AnalysisSite) else next(loaded) for each in sites]
+    return run_analysis(spec, agreed, chosen, None if releases is None else Path(releases))
 
 
 def describe(variables: Sequence[str] = (), *, contract: Contract | Path | str, sites: Sites, **floors: Any) -> DescriptionResult:

@@ -1,7 +1,7 @@
 """The sums that an analysis may ask for, from its spec and the contract alone: what nodes agree on before the first one.
 
 A conversation asks for these sums in this order, and may end early or leave some out: an iteration that is not needed, a variable of which
-too few patients have a value. Where cells of time are merged on totals, the sums after that follow from the number of merged cells.
+too few patients have a value. Where cells of time are merged on totals, sums over merged ones have the shape of those over all.
 
 Shapes: P columns, T cells of time, G groups.
 """
@@ -28,13 +28,12 @@ _Shape = tuple[int, ...]
 _META_SUMS = 3
 
 
-def planned_sums(spec: AnalysisSpec, contract: Contract, num_cells: int | None = None) -> tuple[PlannedSum, ...]:
+def planned_sums(spec: AnalysisSpec, contract: Contract) -> tuple[PlannedSum, ...]:
     """Sums that an analysis may ask for, in their order. The statistic of each ends in ": " and the name that the analysis gives it.
 
     Args:
         spec: checked against the contract.
         contract: of all sites.
-        num_cells: of time after merging, for a Cox model with one baseline; None: the sums up to there alone.
 
     Raises:
         ConfigError: the sums of this kind follow from more than that.
@@ -44,18 +43,19 @@ def planned_sums(spec: AnalysisSpec, contract: Contract, num_cells: int | None =
     question = "; ".join(question_of(spec))  # names of variables and formulae have no semicolon
     return tuple(
         PlannedSum(statistic=f"{question}: {statistic}", shape=shape, number_format=STATISTICS_FORMAT, bound=bound_of(statistic))
-        for statistic, shape in _sums(spec, contract, num_cells)
+        for statistic, shape in _sums(spec, contract)
     )
 
 
 def question_of(spec: AnalysisSpec) -> list[str]:
     """Canonical texts of what an analysis asks, without floors, intervals and other choices that change no sum."""
+    of_rows = [f"rows with {', '.join(spec.common)}"] if spec.rows == "common" else []
     if spec.kind == "describe":
-        return ["describe"]  # the statistics name the groups
+        return ["describe", *of_rows]  # the statistics name the groups
     time = [] if spec.is_by_site or not is_survival(spec.parsed) else [f"grid {spec.grid!r} {list(spec.ends)!r}"]
     theta = [] if spec.theta is None else [f"theta {spec.theta!r}"]
     risks = [f"risks {list(spec.ends)!r}"] if spec.kind == "calibration" and spec.ends else []
-    return [spec.kind, formula_text(spec.parsed), *([spec.family] if spec.family else []), *theta, *time, *risks]
+    return [spec.kind, formula_text(spec.parsed), *([spec.family] if spec.family else []), *theta, *time, *risks, *of_rows]
 
 
 def formula_text(formula: Formula) -> str:
@@ -65,12 +65,12 @@ def formula_text(formula: Formula) -> str:
     return f"{left} ~ {' + '.join(right)}"
 
 
-def _sums(spec: AnalysisSpec, contract: Contract, num_cells: int | None) -> Iterator[tuple[str, _Shape]]:
+def _sums(spec: AnalysisSpec, contract: Contract) -> Iterator[tuple[str, _Shape]]:
     if spec.kind == "describe":
         yield from _of_descriptions(spec, contract)
         return
     if spec.kind == "calibration":
-        yield from _sums(model_spec(spec), contract, None)
+        yield from _sums(model_spec(spec), contract)
         yield from sums_of_calibration(spec)
         return
     yield "patients and rows", (3,)
@@ -83,7 +83,7 @@ def _sums(spec: AnalysisSpec, contract: Contract, num_cells: int | None) -> Iter
         num_groups = 1 if spec.kind == "cox" else len(groups_of(spec, contract)[1])
         yield "counts by cell of time", (2, len(spec.time_cells(contract)), num_groups)
     if spec.kind in ("glm", "cox"):
-        yield from _of_models(spec, contract, num_cells)
+        yield from _of_models(spec, contract)
     elif spec.kind == "compare" and not is_survival(spec.parsed):
         yield from [("weighted estimates", (5,))] * _META_SUMS
     elif spec.kind == "compare" and not is_gridded:
@@ -91,11 +91,9 @@ def _sums(spec: AnalysisSpec, contract: Contract, num_cells: int | None) -> Iter
         yield "observed and expected events", (2 + num_groups, num_groups)
 
 
-def _of_models(spec: AnalysisSpec, contract: Contract, num_cells: int | None) -> Iterator[tuple[str, _Shape]]:
+def _of_models(spec: AnalysisSpec, contract: Contract) -> Iterator[tuple[str, _Shape]]:
     size = len(ModelColumns.of(spec, contract).names)
     triangle = size * (size + 1) // 2
-    if spec.kind == "cox" and not spec.is_by_site and num_cells is None:
-        return
     yield "rows and means", (1 + size,)
     yield "squares around the means", (size,)
     if spec.kind == "glm" and spec.family == NEGATIVE_BINOMIAL and spec.theta is None:
@@ -108,7 +106,7 @@ def _of_models(spec: AnalysisSpec, contract: Contract, num_cells: int | None) ->
     else:
         yield "events", (1,)
         iteration = "partial likelihood"
-        numbers = 1 + size + triangle if num_cells is None else num_cells * (2 + size + 2 * (1 + size + triangle))
+        numbers = 1 + size + triangle if spec.is_by_site else len(spec.time_cells(contract)) * (2 + size + 2 * (1 + size + triangle))
     yield from ((f"{iteration}, iteration {number}", (numbers,)) for number in range(MOST_ITERATIONS + 2))
 
 

@@ -20,6 +20,10 @@ from p2pfl.statistics.sums import Numbers, SumRequest
 from p2pfl.statistics.survival import LifeTable, SurvivalRows, counts, life_table, merged_ends
 
 Part = TypeVar("Part")
+Fit = TypeVar("Fit")
+
+OF_CELLS = "partial likelihood"
+"""Beginning of the statistics that have numbers for each cell of time, where one baseline is common to all sites."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +85,35 @@ def count_cells(
     total = yield SumRequest(statistic="counts by cell of time", shape=(2, len(ends_T), num_groups), contribution=own)
     table = life_table(ends_T, total)
     return merged(table, merged_ends(table, spec.patients_per_cell))
+
+
+def filled_up(
+    analysis: Generator[SumRequest[Part], Numbers, Fit], num_merged: int, num_agreed: int
+) -> Generator[SumRequest[Part], Numbers, Fit]:
+    """Ask for the numbers of merged cells as for those of all agreed ones, with zeros at the end.
+
+    Members agree on the shapes of all sums before they know how many cells are left.
+    """
+    try:
+        request = next(analysis)
+        while True:
+            if not request.statistic.startswith(OF_CELLS):
+                request = analysis.send((yield request))
+                continue
+            (size,) = request.shape
+            total = yield _wider(request, size // num_merged * num_agreed)
+            request = analysis.send(total[:size])
+    except StopIteration as end:
+        fit: Fit = end.value
+        return fit
+
+
+def _wider(request: SumRequest[Part], size: int) -> SumRequest[Part]:
+    def own(rows: Part) -> Numbers:
+        numbers = request.contribution(rows)
+        return np.concatenate([numbers, np.zeros(size - len(numbers))])
+
+    return SumRequest(statistic=request.statistic, shape=(size,), contribution=own)
 
 
 def merged(table: LifeTable, ends: Numbers) -> LifeTable:

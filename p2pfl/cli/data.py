@@ -9,11 +9,13 @@ from typing import Annotated
 import typer
 
 from p2pfl.cli.options import Json
+from p2pfl.cli.prepared import prepare
 from p2pfl.cli.site_table import check, freeze
 
 app = typer.Typer(no_args_is_help=True, help="Check a site's table against the contract, freeze its rows; download public data sets.")
 app.command()(check)
 app.command()(freeze)
+app.command()(prepare)
 
 
 @app.command()

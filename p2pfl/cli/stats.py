@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from p2pfl.cli.options import Json
+from p2pfl.cli.released import released
 
 if TYPE_CHECKING:
     from p2pfl.analyses.run import Result
@@ -34,6 +35,12 @@ Family = Annotated[str | None, typer.Option("--family", metavar="NAME", help="ga
 Theta = Annotated[float | None, typer.Option("--theta", help="Parameter of a negative-binomial model.  [default: estimated]")]
 Grid = Annotated[float | None, typer.Option("--grid", metavar="WIDTH", help="Width of a cell of time, in the contract's unit.")]
 Ends = Annotated[str | None, typer.Option("--ends", metavar="T1,T2,...", help="Ends of the cells of time, instead of a width.")]
+Common = Annotated[
+    str | None, typer.Option("--common", metavar="A,B,...", help="Take rows alone in which none of these variables is missing.")
+]
+Releases = Annotated[
+    Path | None, typer.Option("--releases", metavar="FOLDER", help="Keep each site's log of releases there, and ask it first.")
+]
 Strata = Annotated[str | None, typer.Option("--strata", metavar="site|none", help="site: a baseline each.  [default: site without a grid]")]
 
 
@@ -47,6 +54,8 @@ def describe(
     patients_per_cell: Cell = None,
     patients_per_sum: Sum = None,
     cells: Cells = None,
+    common: Common = None,
+    releases: Releases = None,
     csv_file: Csv = None,
     page: Page = None,
     as_json: Json = False,
@@ -55,7 +64,7 @@ def describe(
 
     Example: p2pfl stats describe --contract contract.yaml site-a.yaml site-b.yaml site-c.yaml
     """
-    named = [name.strip() for name in variables.split(",") if name.strip()]
+    named = _names(variables)
     asked = {
         "variables": named or None,
         "by": by,
@@ -63,7 +72,7 @@ def describe(
         "patients_per_sum": patients_per_sum,
         "cells": cells,
     }
-    _answer({"kind": "describe", **asked}, contract, sites, csv_file, page, as_json=as_json)
+    _answer({"kind": "describe", **asked}, contract, sites, csv_file, page, as_json=as_json, common=common, releases=releases)
 
 
 @app.command()
@@ -79,6 +88,8 @@ def glm(
     parameters_per_patient: Parameters = None,
     cells: Cells = None,
     level: Level = None,
+    common: Common = None,
+    releases: Releases = None,
     csv_file: Csv = None,
     page: Page = None,
     as_json: Json = False,
@@ -90,7 +101,7 @@ def glm(
     asked = {"formula": formula, "family": family, "theta": theta}
     more: dict[str, Any] = {"patients_per_cell": patients_per_cell, "patients_per_sum": patients_per_sum}
     more |= {"parameters_per_patient": parameters_per_patient, "cells": cells, "level": level}
-    _answer({"kind": "glm", **asked, **more}, contract, sites, csv_file, page, as_json=as_json)
+    _answer({"kind": "glm", **asked, **more}, contract, sites, csv_file, page, as_json=as_json, common=common, releases=releases)
 
 
 @app.command()
@@ -105,6 +116,8 @@ def calibration(
     parameters_per_patient: Parameters = None,
     cells: Cells = None,
     level: Level = None,
+    common: Common = None,
+    releases: Releases = None,
     csv_file: Csv = None,
     page: Page = None,
     as_json: Json = False,
@@ -116,7 +129,7 @@ def calibration(
     asked = {"formula": formula, "ends": _times(ends), "level": level}
     floors: dict[str, Any] = {"patients_per_cell": patients_per_cell, "patients_per_sum": patients_per_sum, "cells": cells}
     floors["parameters_per_patient"] = parameters_per_patient
-    _answer({"kind": "calibration", **asked, **floors}, contract, sites, csv_file, page, as_json=as_json)
+    _answer({"kind": "calibration", **asked, **floors}, contract, sites, csv_file, page, as_json=as_json, common=common, releases=releases)
 
 
 @app.command()
@@ -129,6 +142,8 @@ def mixed(
     patients_per_sum: Sum = None,
     parameters_per_patient: Parameters = None,
     level: Level = None,
+    common: Common = None,
+    releases: Releases = None,
     csv_file: Csv = None,
     page: Page = None,
     as_json: Json = False,
@@ -139,7 +154,8 @@ def mixed(
     """
     floors: dict[str, Any] = {"patients_per_cell": patients_per_cell, "patients_per_sum": patients_per_sum}
     floors["parameters_per_patient"] = parameters_per_patient
-    _answer({"kind": "mixed", "formula": formula, "level": level, **floors}, contract, sites, csv_file, page, as_json=as_json)
+    asked = {"kind": "mixed", "formula": formula, "level": level, **floors}
+    _answer(asked, contract, sites, csv_file, page, as_json=as_json, common=common, releases=releases)
 
 
 @app.command()
@@ -157,6 +173,8 @@ def cox(
     parameters_per_patient: Parameters = None,
     cells: Cells = None,
     level: Level = None,
+    common: Common = None,
+    releases: Releases = None,
     csv_file: Csv = None,
     page: Page = None,
     as_json: Json = False,
@@ -168,7 +186,7 @@ def cox(
     asked = {"formula": formula, "strata": strata, "grid": grid, "ends": _times(ends), "ties": ties, "level": level}
     floors: dict[str, Any] = {"patients_per_cell": patients_per_cell, "patients_per_sum": patients_per_sum, "cells": cells}
     floors["parameters_per_patient"] = parameters_per_patient
-    _answer({"kind": "cox", **asked, **floors}, contract, sites, csv_file, page, as_json=as_json)
+    _answer({"kind": "cox", **asked, **floors}, contract, sites, csv_file, page, as_json=as_json, common=common, releases=releases)
 
 
 @app.command()
@@ -183,6 +201,8 @@ def km(
     patients_per_sum: Sum = None,
     cells: Cells = None,
     level: Level = None,
+    common: Common = None,
+    releases: Releases = None,
     csv_file: Csv = None,
     page: Page = None,
     as_json: Json = False,
@@ -193,7 +213,7 @@ def km(
     """
     asked = {"formula": formula, "grid": grid, "ends": _times(ends), "level": level}
     floors: dict[str, Any] = {"patients_per_cell": patients_per_cell, "patients_per_sum": patients_per_sum, "cells": cells}
-    _answer({"kind": "km", **asked, **floors}, contract, sites, csv_file, page, as_json=as_json)
+    _answer({"kind": "km", **asked, **floors}, contract, sites, csv_file, page, as_json=as_json, common=common, releases=releases)
 
 
 @app.command()
@@ -212,6 +232,8 @@ def compare(
     patients_per_sum: Sum = None,
     parameters_per_patient: Parameters = None,
     cells: Cells = None,
+    common: Common = None,
+    releases: Releases = None,
     csv_file: Csv = None,
     page: Page = None,
     as_json: Json = False,
@@ -224,7 +246,7 @@ def compare(
     asked |= {"strata": strata, "grid": grid, "ends": _times(ends)}
     floors: dict[str, Any] = {"patients_per_cell": patients_per_cell, "patients_per_sum": patients_per_sum, "cells": cells}
     floors["parameters_per_patient"] = parameters_per_patient
-    _answer({"kind": "compare", **asked, **floors}, contract, sites, csv_file, page, as_json=as_json)
+    _answer({"kind": "compare", **asked, **floors}, contract, sites, csv_file, page, as_json=as_json, common=common, releases=releases)
 
 
 @app.command()
@@ -251,14 +273,29 @@ def together(
     _give(found, csv_file, page, as_json=as_json, over="the members of a study, by secure sums")
 
 
-def _answer(asked: dict[str, Any], contract: Path, sites: list[Path], csv_file: Path | None, page: Path | None, *, as_json: bool) -> None:
+app.command()(released)
+
+
+def _answer(
+    asked: dict[str, Any],
+    contract: Path,
+    sites: list[Path],
+    csv_file: Path | None,
+    page: Path | None,
+    *,
+    as_json: bool,
+    common: str | None,
+    releases: Path | None,
+) -> None:
     """Run what is asked over simulated sites and give the result."""
     from p2pfl.analyses.spec import AnalysisSpec
     from p2pfl.analyses.stats import run
 
     _check_new(csv_file, page)
+    if common is not None:
+        asked |= {"rows": "common", "common": _names(common)}
     spec = AnalysisSpec.from_mapping({key: value for key, value in asked.items() if value is not None}, f"stats {asked['kind']}")
-    _give(run(spec, contract, sites), csv_file, page, as_json=as_json)
+    _give(run(spec, contract, sites, releases=releases), csv_file, page, as_json=as_json)
 
 
 def _give(found: Result, csv_file: Path | None, page: Path | None, *, as_json: bool, over: str = "simulated sites") -> None:
@@ -313,6 +350,11 @@ def _write(path: Path, text: str) -> None:
             file.write(text)
     except OSError as error:
         raise store_error(path, error) from error
+
+
+def _names(text: str) -> list[str]:
+    """Names of variables as an option has them."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _times(text: str | None) -> list[float] | None:

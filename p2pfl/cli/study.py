@@ -89,6 +89,7 @@ def new(
     from p2pfl.experiment.graph import agreeing_on, build_schedule, edge_transports
     from p2pfl.experiment.loading import load_experiment
     from p2pfl.experiment.requirements import faults_of_members
+    from p2pfl.experiment.table_files import without_site_files
     from p2pfl.governance.study import Study
     from p2pfl.node.own_contract import contract_here
 
@@ -99,7 +100,7 @@ def new(
     samples = {member.name: member.samples for member in cards}
     schedule = build_schedule(resolved, sorted(samples), samples=samples)
     content = agreeing_on(resolved, schedule).as_dict()
-    content["topology"] = _without_folders(content["topology"])
+    content["topology"], content["task"] = _without_folders(content["topology"]), without_site_files(content["task"])
     older = continuation_of(continues, cards, content, new_key or ())
     kinds: dict[str, Any] = {"transport": transport, "transports": edge_transports(resolved, sorted(samples))}
     study = Study.create(content, cards, schedule.union(), **kinds)

@@ -118,8 +118,13 @@ class _Reading:
     is_missing: bool = False
 
 
-def check_table(raw: RawTable, contract: Contract, site: SiteTable) -> tuple[CheckReport, CheckedTable | None]:
-    """Hold a table against the contract; without a checked table where some rule refuses it."""
+def check_table(
+    raw: RawTable, contract: Contract, site: SiteTable, *, needs_values: bool = True
+) -> tuple[CheckReport, CheckedTable | None]:
+    """Hold a table against the contract; without a checked table where some rule refuses it.
+
+    Unless it *needs_values*, a column in which no row has a value is as good as another one, as in a file of one new patient.
+    """
     columns: Columns = {}
     num_missing: dict[str, int] = {}
     violations: list[Violation] = []
@@ -133,7 +138,7 @@ def check_table(raw: RawTable, contract: Contract, site: SiteTable) -> tuple[Che
         columns[name] = _column(variable, [readings[text].value for text in raw.columns[name]])
         num_missing[name] = sum(count for text, count in texts.items() if readings[text].is_missing)
         violations += _violations(name, variable, readings, texts, site)
-        if num_missing[name] == num_rows and variable.type != "id":
+        if needs_values and num_missing[name] == num_rows and variable.type != "id":
             violations.append(_all_missing(name, variable, num_rows))
     for name, variable in contract.variables.items():
         if variable.absent == "indicator":

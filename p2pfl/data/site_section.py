@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from p2pfl.data.table_format import SiteTable
 from p2pfl.errors import ConfigError
+from p2pfl.governance.names import NAME, RULE
 from p2pfl.yaml_files import check, load_yaml, shown, text_keys, unknown_key
 
 COHORT_FILE = "cohort.json"
@@ -90,6 +91,14 @@ class SiteSection:
             cohort=found["cohort"] or folder / own.state.expanduser().parent / COHORT_FILE,
             keys=folder / own.keys.expanduser(),
         )
+
+
+def site_name(raw: Mapping[str, Any], path: Path | str) -> str:
+    """Find the name of a site in the content of its file: its key `member`, else the file's own name; ConfigError where it is no name."""
+    name = raw.get("member", Path(path).stem)
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise ConfigError(f"member = {shown(name)}: expected {RULE}", str(path))
+    return name
 
 
 def mistyped_keys(raw: Mapping[str, Any]) -> list[str]:

@@ -93,4 +93,4 @@ def _everything(sites: Sequence[Site]) -> Site:
     """Pool all sites' training rows in one site."""
     trains = [site.train for site in sites if site.train is not None]
     pooled = None if not trains else (torch.cat([inputs for inputs, _ in trains]), torch.cat([targets for _, targets in trains]))
-    return replace(sites[0], name="pooled", train=pooled, test=None, groups={}, start=None)
+    return replace(sites[0], name="pooled", train=pooled, test=None, groups={}, start=None, train_patients=None, test_patients=None)

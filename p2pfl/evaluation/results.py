@@ -22,7 +22,7 @@ from p2pfl.experiment.spec import Experiment
 from p2pfl.params import Layout, load_parameters
 from p2pfl.runs.checkpoint import write_tensors
 from p2pfl.runs.records import RunRecords, read_run
-from p2pfl.tasks import Task
+from p2pfl.tasks import TABLE, Task
 from p2pfl.tasks.calling import described, probabilities_of, users_code
 from p2pfl.training import build_model
 
@@ -103,18 +103,19 @@ def load(run: Run | Path | str, node: str, *, allow_tasks: Collection[str] = ())
     models = run.models
     if node not in models:
         raise ConfigError(f"node {node!r}: one of {some(list(models))}", str(run.path))
-    return build_loaded(load_run_sites(run, allow_tasks), run.experiment, models[node], read_buffers(run.path, node))
+    return build_loaded(load_run_sites(run, allow_tasks, with_tables=False), run.experiment, models[node], read_buffers(run.path, node))
 
 
-def load_run_sites(run: Run, allow_tasks: Collection[str] = ()) -> Task:
-    """Load the task of a run with its sites.
+def load_run_sites(run: Run, allow_tasks: Collection[str] = (), *, with_tables: bool = True) -> Task:
+    """Load the task of a run with its sites; a table task without them, unless it is *with_tables*.
 
     Raises:
         TaskNotAllowed: it is neither built in nor allowed; the message names the run's file.
         ConfigError: as in `load_sites`.
     """
     try:
-        return load_sites(run.experiment, allow_tasks=allow_tasks)
+        none = {"sites": None} if run.experiment.task.name == TABLE and not with_tables else None
+        return load_sites(run.experiment, none, allow_tasks=allow_tasks)
     except TaskNotAllowed as error:
         raise TaskNotAllowed(error.findings, str(run.path / "experiment.yaml")) from error
 
@@ -138,7 +139,8 @@ def predict_file(run_folder: Path, node: str, file: Path, allow_tasks: Collectio
     """Compute a node's predicted probabilities, or its outputs, one list for each row of a CSV file.
 
     The file has a header with the columns that the task names, in any order; others are left out of account. Features are standardised as
-    at the node's site. Tasks that may run here beside the built-in ones are allowed as distribution:entry or module:function.
+    at the node's site. Of a table task the file is a table as the contract says, texts included, or a site's file that says where one is.
+    Tasks that may run here beside the built-in ones are allowed as distribution:entry or module:function.
 
     Raises:
         TaskNotAllowed: the run's task is not among them; nothing of it has been imported.
@@ -149,11 +151,14 @@ def predict_file(run_folder: Path, node: str, file: Path, allow_tasks: Collectio
     models = run.models
     if node not in models:
         raise ConfigError(f"--node {node!r}: one of {some(list(models))}", str(run_folder))
-    task = load_run_sites(run, allow_tasks)
+    task = load_run_sites(run, allow_tasks, with_tables=False)
+    if task.read is not None:
+        with users_code(task.name, "read", file, site=node):
+            read = task.read(file)
+        return _predicted(task, run, node, models[node], read)
     site = next((site for site in task.sites if site.name == node), None)
     if task.features is None or site is None or site.prepare is None:
         raise ConfigError(f"task {task.name} does not say how a row of a table becomes an input (features, Site.prepare)", str(run_folder))
-    model = build_loaded(task, run.experiment, models[node], read_buffers(run_folder, node))
     rows, lines = read_columns(file, task.features)
     raw_MF = np.array(rows, dtype=np.float64)
     try:
@@ -164,7 +169,13 @@ def predict_file(run_folder: Path, node: str, file: Path, allow_tasks: Collectio
     if not isinstance(prepared, Tensor) or prepared.dim() == 0 or len(prepared) != len(raw_MF):
         fault = f"it returned {described(prepared)} for {described(raw_MF)}: expected a tensor of as many rows"
         raise TaskError(fault, task=task.name, function="prepare", site=node)
-    inputs = prepared.to(models[node].dtype)
+    return _predicted(task, run, node, models[node], prepared)
+
+
+def _predicted(task: Task, run: Run, node: str, flat_P: Tensor, prepared: Tensor) -> list[list[float]]:
+    """Apply a node's model to prepared rows: probabilities where the task says them, else outputs."""
+    model = build_loaded(task, run.experiment, flat_P, read_buffers(run.path, node))
+    inputs = prepared.to(flat_P.dtype)
     with torch.no_grad():
         with users_code(task.name, "model", inputs, site=node):
             outputs = model(inputs)

@@ -22,9 +22,10 @@ from p2pfl.tasks.metrics import auroc, logits_and_classes
 from p2pfl.training import Population
 
 FEWEST = 10
-"""Test rows: a smaller group's number and figures are withheld."""
+"""Patients of test rows: a smaller group's number and figures are withheld. Where nobody knows the patients, each row is one."""
 
 SPECIFICITY = 0.9
+_FIGURES = ("rows", "auroc", "auroc_low", "auroc_high", "sensitivity", "calibration_error")
 _BINS = 10
 
 
@@ -37,29 +38,41 @@ def subgroups(plan: Plan, population: Population, x_NP: Tensor, names: Sequence[
     Returns:
         {"site": name or null for all, "attribute", "group", "rows", "auroc", "auroc_low", "auroc_high": 95 %, "sensitivity": at
         specificity 0.9 in the group, "calibration_error": mean distance of probability from frequency over ten bins, weighted by their
-        rows}; null where undefined, and all of it below 10 rows. Empty for tasks of other than two classes and sites without groups.
+        rows}; null where undefined, and all of it below 10 patients. Empty for tasks of other than two classes and sites without groups.
     """
     if isinstance(plan.sites, SitesByName):
         return []
     if mean is None and len(names) == len(plan.names):
         mean = mean_model_of(plan, x_NP, population.buffers)
     found, logits_of, classes_of, groups_of = [], list[np.ndarray](), list[np.ndarray](), list[Mapping[str, Sequence[Any]]]()
+    patients_of: list[np.ndarray] = []
     for place, name in enumerate(names):
         site, row = plan.sites[name], place if population.buffers else 0
         own = _logits(population, x_NP[place], site, row) if site.groups else None
         if own is None:
             continue
-        found += _of_groups(name, *own, site.groups)
+        patients = _patients(site)
+        found += _of_groups(name, *own, site.groups, patients)
         by_mean = _logits(population, mean.x_P, site, buffers=mean.buffers) if isinstance(mean, MeanModel) else None
         if by_mean is not None:
             logits_of.append(by_mean[0])
             classes_of.append(by_mean[1])
             groups_of.append(site.groups)
+            patients_of.append(patients)
     if len(groups_of) > 1 and len(names) == len(plan.names):
         shared = [attribute for attribute in groups_of[0] if all(attribute in groups for groups in groups_of)]
         together = {attribute: [value for groups in groups_of for value in groups[attribute]] for attribute in shared}
-        found += _of_groups(None, np.concatenate(logits_of), np.concatenate(classes_of), together)
+        # an id means somebody else at another site
+        patients = np.concatenate([sum(len(ids) for ids in patients_of[:place]) + each for place, each in enumerate(patients_of)])
+        found += _of_groups(None, np.concatenate(logits_of), np.concatenate(classes_of), together, patients)
     return found
+
+
+def _patients(site: Site) -> np.ndarray:
+    """Number of each test row's patient at its site, (M,)."""
+    if site.test_patients is None:
+        return np.arange(0 if site.test is None else len(site.test[0]))
+    return np.unique(np.asarray(site.test_patients, dtype=str), return_inverse=True)[1].reshape(-1)
 
 
 def _logits(
@@ -76,21 +89,22 @@ def _logits(
     return None if rows is None else (rows[0][:, 0], rows[1])
 
 
-def _of_groups(site: str | None, logits: np.ndarray, classes: np.ndarray, groups: Mapping[str, Sequence[Any]]) -> list[Row]:
+def _of_groups(
+    site: str | None, logits: np.ndarray, classes: np.ndarray, groups: Mapping[str, Sequence[Any]], patients: np.ndarray
+) -> list[Row]:
     found = []
     for attribute, values in groups.items():
         texts = np.array([str(value) for value in values])
         for group in sorted(set(texts.tolist())):
             here = texts == group
-            figures = _figures(logits[here], classes[here])
+            is_shown = len(np.unique(patients[here])) >= FEWEST
+            figures = _figures(logits[here], classes[here]) if is_shown else dict.fromkeys(_FIGURES)
             found.append({"site": site, "attribute": attribute, "group": group, **figures})
     return found
 
 
 def _figures(logits: np.ndarray, classes: np.ndarray) -> Row:
-    figures: Row = dict.fromkeys(("rows", "auroc", "auroc_low", "auroc_high", "sensitivity", "calibration_error"))
-    if len(classes) < FEWEST:
-        return figures
+    figures: Row = dict.fromkeys(_FIGURES)
     figures |= {"rows": len(classes), "calibration_error": _calibration_error(logits, classes)}
     if len(np.unique(classes)) > 1:
         from sklearn.metrics import roc_curve

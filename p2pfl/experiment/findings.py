@@ -24,6 +24,9 @@ _NEEDS_ROUNDS: frozenset[Requirement] = frozenset({"synchronous", "reliable", "c
 _FROM_EXPERIMENT = ("nodes", "partition", "seed")
 """Arguments of a task that stand among the experiment's own keys."""
 
+_FROM_NODE = ("site_file",)
+"""Arguments of a task that a node alone gives it."""
+
 _RUN_NAME = re.compile(r"[^\s./\\\x00-\x1f\x7f]([^/\\\x00-\x1f\x7f]{0,98}[^\s/\\\x00-\x1f\x7f])?")
 
 _ALGORITHM_KEYS = [f.name for f in fields(AlgorithmSpec) if f.name != "options"]
@@ -144,7 +147,7 @@ def _faults_of_options(key: str, name: str, value: Mapping[str, Any]) -> list[st
 
 def _faults_of_task_options(name: str, options: Mapping[str, Any]) -> list[str]:
     """Faults of the options of a built-in task; a task of the user's own is asked when it is loaded."""
-    accepted = inspect.signature(TASKS[name]).parameters
+    accepted = [option for option in inspect.signature(TASKS[name]).parameters if option not in _FROM_NODE]
     offered = [option for option in accepted if option not in _FROM_EXPERIMENT]
     return [
         f"task.{option} = {shown(given)}: {nearest(option, offered)}{name} takes {', '.join(offered)}"

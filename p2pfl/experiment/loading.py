@@ -10,8 +10,10 @@ from p2pfl.algorithms import ALGORITHMS
 from p2pfl.errors import ConfigError, ConflictError, some
 from p2pfl.experiment.findings import faults_and_conflicts, faults_of_types
 from p2pfl.experiment.spec import AlgorithmSpec, Experiment, algorithm_options
+from p2pfl.experiment.table_files import faults_of_study_task, with_table_contents
 from p2pfl.governance.study import Study
 from p2pfl.privacy import MECHANISMS
+from p2pfl.tasks import TABLE
 from p2pfl.topology import base_spec
 from p2pfl.yaml_files import check, load_yaml, parse_yaml, shown, text_keys
 
@@ -36,7 +38,8 @@ def raw_experiment(path: Path | str) -> dict[str, Any]:
 
 
 def with_files_found(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Replace the name of a graph's file by its full path, in a folder or where the command runs."""
+    """Replace the name of a graph's file by its full path, in a folder or where the command runs; for a table's files see table_files."""
+    raw = _with_table_contents(raw, folder)
     topology = raw.get("topology")
     if not isinstance(topology, dict):
         return dict(raw)
@@ -50,6 +53,8 @@ def with_files_found(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 def experiment_from(raw: Mapping[str, Any], place: str = "experiment", overrides: Mapping[str, Any] | None = None) -> Experiment:
     """Check a mapping as an experiment's file holds it; for overrides and faults see `load_experiment`."""
     merged = overridden(raw, overrides or {})
+    if overrides:
+        merged = _with_table_contents(merged, Path())
     merged.setdefault("name", "experiment")
     merged["pace"] = _with_default_pace(merged.get("pace"), merged.get("algorithm"))
     try:
@@ -72,6 +77,8 @@ def recorded_experiment(raw: Mapping[str, Any], place: str, overrides: Mapping[s
 def load_study(path: Path | str) -> Study:
     """Read a study from its file; ConfigError where its experiment leaves keys to the defaults of each reader's version."""
     study = Study.read(path)
+    if faults := list(faults_of_study_task(study.experiment.get("task"))):
+        raise ConfigError(faults, str(path))
     resolved = recorded_experiment(study.experiment, str(path)).as_dict()
     if missing := sorted(_missing_keys(resolved, study.experiment)):
         raise ConfigError(
@@ -113,7 +120,7 @@ def resolve(experiment: Experiment | Mapping[str, Any] | Path | str, overrides: 
     if isinstance(experiment, Experiment):
         return recorded_experiment(experiment.as_dict(), "experiment", overrides) if overrides else experiment
     if isinstance(experiment, Mapping):
-        return experiment_from(experiment, "experiment", overrides)
+        return experiment_from(_with_table_contents(experiment, Path()), "experiment", overrides)
     return load_experiment(experiment, overrides)
 
 
@@ -123,6 +130,13 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise ConfigError(f"{text!r}: expected KEY=VALUE, such as algorithm.local_steps=10", "--set")
     return key.strip(), parse_yaml(value, f"--set {key}")
+
+
+def _with_table_contents(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Put what a table task's files hold in the place of their names; other experiments stay as they are."""
+    task = raw.get("task")
+    is_table = isinstance(task, Mapping) and task.get("name") == TABLE
+    return with_table_contents(raw, folder) if is_table else dict(raw)
 
 
 def _found_beside(folder: Path, file: str) -> str:

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from p2pfl.experiment.spec import Experiment
 from p2pfl.params import Layout, digest_of
 from p2pfl.privacy import MECHANISMS
 from p2pfl.runs.rows import BoundRule
-from p2pfl.tasks import Site, SitesByName, SiteTable, Task, find_task, hold_out_everywhere, make_task, partition
+from p2pfl.tasks import TABLE, Site, SitesByName, SiteTable, Task, find_task, hold_out_everywhere, make_task, partition
 from p2pfl.topology import Schedule, Topology
 from p2pfl.training import Population, Recipe, build_model, dry_run
 from p2pfl.training.backends.gradients import Gradients
@@ -126,19 +127,28 @@ class Plan:
         return record_of(self.topology, self.names)
 
 
-def load_sites(experiment: Experiment, overrides: Mapping[str, Any] | None = None, *, allow_tasks: Collection[str] = ()) -> Task:
+def load_sites(
+    experiment: Experiment,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    allow_tasks: Collection[str] = (),
+    site_file: Path | None = None,
+) -> Task:
     """Load the experiment's task with the sites whose data are here, partitioned and held out as it says, sorted by name.
 
     Args:
         experiment: what to train on.
         overrides: a site's own arguments of the task, such as paths.
         allow_tasks: tasks that may run here beside the built-in ones, as distribution:entry or module:function.
+        site_file: a node's own site.yaml, whose table a table task reads; None: the files that the experiment names.
 
     Raises:
         TaskNotAllowed: the task is not among them; nothing of it has been imported.
         ConfigError: the task is unknown or refuses its arguments.
     """
     arguments = {**experiment.task.options, **(overrides or {})}
+    if experiment.task.name == TABLE and site_file is not None:
+        arguments["site_file"] = str(site_file)
     function = find_task(experiment.task.name, allow_tasks)
     accepted = inspect.signature(function).parameters
     split = {"name": experiment.partition.name, **experiment.partition.options}
@@ -177,6 +187,8 @@ def make_plan(
         ConflictError: all of it is right by itself, and wrong together.
     """
     every_name = tuple(sorted(names)) if names is not None else names_of(task.sites)
+    if not every_name and experiment.task.name == TABLE:
+        raise ConfigError("task.sites: required, but missing: the files of the sites to simulate, such as [a/site.yaml, b/site.yaml]")
     if len(every_name) < 2:  # noqa: PLR2004
         raise ConfigError(f"nodes = {len(every_name)}: a network needs at least 2")
     here = task.sites.by_name() if isinstance(task.sites, SiteTable) else {site.name: site for site in task.sites}

@@ -92,7 +92,7 @@ class PaceSpec:
     """Asynchronous: a model that has been merged a times before counts w / (1 + a)**staleness."""
 
     @property
-    def kind(self) -> type[Pace[Any]]:
+    def kind(self) -> type[Pace]:
         """The pace's class, which declares what it needs."""
         return PACES[self.name]
 

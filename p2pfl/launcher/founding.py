@@ -10,6 +10,7 @@ from typing import Any
 from p2pfl.errors import ConfigError
 from p2pfl.experiment.loading import load_study
 from p2pfl.experiment.plan import Plan
+from p2pfl.experiment.table_files import is_table, without_site_files
 from p2pfl.governance.continuation import Continuation, faults_of_rows
 from p2pfl.governance.identity import Identity
 from p2pfl.governance.result_contract import accepted
@@ -18,6 +19,7 @@ from p2pfl.node.own_contract import contract_here, differences_here
 from p2pfl.node.site import SiteFile
 from p2pfl.runs.checkpoint import NODE_CHECKPOINT, read_metadata
 from p2pfl.runs.open_files import replace_file
+from p2pfl.tasks.contract_table import site_files
 from p2pfl.transports import reserve_port
 from p2pfl.yaml_files import dump_yaml, load_yaml
 
@@ -59,7 +61,9 @@ def found_network(
         card = identity.card(name=name, address=address, samples=len(train[0]) if train else None, moments=plan.sites[name].moments)
         card.save(place / "cards" / f"{name}.yaml")
         cards.append(card)
-    study = Study.create(plan.experiment.as_dict(), cards, plan.topology)
+    content = plan.experiment.as_dict()
+    own_files = site_files(content["task"]["sites"]) if is_table(content["task"]) else {}
+    study = Study.create({**content, "task": without_site_files(content["task"])}, cards, plan.topology)
     study = study.with_result_contract(contract_here(plan.experiment.task.name))
     if old is not None:
         study = study.with_continuation(Continuation.of(old.digest, old.members, cards))
@@ -69,8 +73,9 @@ def found_network(
         site = {"member": name, "study": "../../study.yaml", "keys": "keys", "confirmed": study.digest, "state": "state"}
         if continues is not None and name in goes_on:
             site["old_state"] = str((continues / "sites" / goes_on[name] / "state").absolute())
-        content = dump_yaml({**site, "listen": listens[name], **settings})
-        (place / "sites" / name / "site.yaml").write_text(content, encoding="utf-8")
+        own: dict[str, Any] = {"task": {"sites": [str(own_files[name])]}} if name in own_files else {}
+        text = dump_yaml({**site, **own, "listen": listens[name], **settings})
+        (place / "sites" / name / "site.yaml").write_text(text, encoding="utf-8")
     return study
 
 

@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator
+import math
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from p2pfl.analyses.leading import FewPatientsHere
 from p2pfl.analyses.policy import RefusedByPolicy
+from p2pfl.analyses.release_log import ReleaseLog
+from p2pfl.analyses.releases import recorded, with_release
 from p2pfl.analyses.run import Conversation, conversation, refused
 from p2pfl.analyses.site_files import SiteSettings, load_settings
 from p2pfl.analyses.spec import AnalysisSpec
 from p2pfl.analyses.sum_plan import planned_sums
-from p2pfl.analyses.variables import is_survival
 from p2pfl.data.contract import Contract
 from p2pfl.data.site_rows import site_rows
 from p2pfl.data.site_section import beside
 from p2pfl.errors import ConfigError, MembersMissing
 from p2pfl.experiment.loading import load_study
 from p2pfl.governance.encoding import canonical
-from p2pfl.node.own_sums import analyse_with_others, sum_terms
+from p2pfl.node.own_sums import analyse_with_others, memory_of, sum_terms
 from p2pfl.node.site import SiteFile
 from p2pfl.node.sum_node import NO_NUMBERS, OTHER_PLAN, PATIENCE_S, SumSessionEnded
+from p2pfl.node.sum_store import SumFolder
+from p2pfl.privacy.planned_sum import PlannedSum
 from p2pfl.statistics.sums import Numbers, SumRequest
 from p2pfl.yaml_files import load_yaml, shown
 
 _EXAMPLE = "kind: glm"
+
+MOST_NUMBERS: Final = 2**22
+"""Numbers of one sum between institutions; they take 64 MiB."""
 
 
 def analyse_together(
@@ -45,28 +53,33 @@ def analyse_together(
         A `Result`, the same at all members.
 
     Raises:
-        RefusedByPolicy: this site refuses; its reasons are in the log alone, and the others hear that it gives no numbers.
+        RefusedByPolicy: this site refuses, also because of what it has released before; its reasons are in the log alone, and the
+            others hear that it gives no numbers.
         ConfigError: a file is wrong, the floors or the model do not hold, or a member has another analysis or gives no numbers.
         MembersMissing: a member was away for too long.
         SumSessionEnded: parts of a sum did not fit.
+        StoreError: the site's log of releases or its memory of sums is damaged, or the disk failed.
     """
     own = load_settings(site_path)
     spec, contract = _load_analysis(analysis_path, own)
     spec.check(contract)
-    _check_offered(spec)
+    sums = planned_sums(spec, contract)
+    _check_size(sums)
     study = load_study(SiteFile.load(site_path).study)
-    terms = sum_terms(
-        study, planned_sums(spec, contract), agreement=hashlib.sha256(canonical([spec.as_dict(), contract.digest])).hexdigest()
-    )
+    terms = sum_terms(study, sums, agreement=hashlib.sha256(canonical([spec.as_dict(), contract.digest])).hexdigest())
     analysis, rows_of = conversation(spec, contract)
     refusal, rows = None, None
-    if reasons := tuple(own.policy.refusals(spec, contract)):
-        refusal = refused(own.name, reasons)
-        analysis = _without_numbers(analysis, refusal)
-    else:
-        rows = rows_of(site_rows(own.section, contract)[1])
     try:
-        return analyse_with_others(site_path, study, terms, analysis, rows, confirmed=confirmed, patience_s=patience_s, **settings)
+        with ExitStack() as logs:
+            if not (reasons := tuple(own.policy.refusals(spec, contract))):
+                table = site_rows(own.section, contract)[1]
+                log = logs.enter_context(ReleaseLog.beside(own.section.keys))
+                rows = with_release(log, spec, contract, table, rows_of(table), study=study.digest, cohort=own.section.cohort)
+                reasons = (*_restored(site_path), *rows.refusals(own.policy))
+            if reasons:
+                refusal = refused(own.name, reasons)
+            led = recorded(spec, analysis) if refusal is None else _without_numbers(analysis, refusal)
+            return analyse_with_others(site_path, study, terms, led, rows, confirmed=confirmed, patience_s=patience_s, **settings)
     except FewPatientsHere as error:
         raise refused(own.name, (error.reason,)) from None
     except SumSessionEnded as ended:
@@ -97,13 +110,27 @@ def _load_analysis(path: Path, own: SiteSettings) -> tuple[AnalysisSpec, Contrac
     return spec, Contract.load(file)
 
 
-def _check_offered(spec: AnalysisSpec) -> None:
-    """Refuse an analysis whose sums nobody knows beforehand."""
-    if spec.kind == "cox" and is_survival(spec.parsed) and not spec.is_by_site:
+def _check_size(sums: Sequence[PlannedSum]) -> None:
+    """Refuse an analysis whose sums are too large to go over the links again and again."""
+    size = max((math.prod(each.shape) for each in sums), default=0)
+    if size > MOST_NUMBERS:
         raise ConfigError(
-            "cox: one baseline for all is not offered between institutions yet, as its sums follow from cells of time that are merged; "
-            "leave the grid out, for a baseline of each site"
+            f"the analysis adds {size:,} numbers in one sum, and {MOST_NUMBERS:,} are the most between institutions: "
+            "take a wider grid, fewer variables, or a baseline for each site"
         )
+
+
+def _restored(site_path: Path) -> Iterator[str]:
+    """Say that the site was restored from a backup, where its neighbours have told it so: it cannot know all that it has released."""
+    memory = memory_of(SiteFile.load(site_path))
+    if not memory.exists():
+        return
+    with SumFolder(memory) as folder:
+        if folder.was_restored:
+            yield (
+                "this site was restored from a backup, and its log of releases may lack what it has released since; "
+                f"restore {memory} and the log from their newest backup"
+            )
 
 
 def _without_numbers(analysis: Conversation, refusal: RefusedByPolicy) -> Generator[SumRequest[Any], Numbers, Any]:

@@ -16,7 +16,6 @@ from p2pfl.node.checkpoint import keep
 from p2pfl.node.node import Node
 from p2pfl.node.pairwise_mixing import PairwiseMixing
 from p2pfl.node.round_steps import end_round, train
-from p2pfl.paces.pairwise import Request
 from p2pfl.protocol.edges import Flow
 from p2pfl.protocol.neighbour import Neighbour
 from p2pfl.runs.events import EventKind
@@ -74,8 +73,8 @@ class PairwiseRounds:
     async def _answer_all(self) -> None:
         """Answer who has asked, and roll back what was not matched."""
         self._compensate()
-        while (request := self._pace.next()) is not None:
-            await self._answer(request)
+        while (request := self._exchanges.next_request()) is not None:
+            await self._answer(*request)
 
     def _compensate(self) -> None:
         if self._pace.asked is None:  # a neighbour does not hold an offer of the model as it is
@@ -92,29 +91,29 @@ class PairwiseRounds:
         deadline_s = exchanges.ask(self._mixing.pack(number, own), clock.now_s())
         self._wake()
         while not (pace.is_over(clock.now_s()) or clock.is_stopping or clock.now_s() >= deadline_s):
-            if (request := pace.next()) is not None:
-                self._decline(request.peer, request.number)
+            if (request := exchanges.next_request()) is not None:
+                peer, received = request
+                self._decline(peer, received.exchange)
             elif not pace.is_over(clock.now_s()):
                 await clock.wait(deadline_s)
-        answer = pace.updates().get(neighbour.name)
-        is_merged = False
+        answer, is_merged = exchanges.answer(), False
         if answer is not None and neighbour.ledger.admits(number):
-            is_merged = await self._merge(neighbour, answer.update, own)
+            is_merged = await self._merge(neighbour, answer, own)
         else:
             exchanges.give_up(neighbour.name, number, missed=clock.now_s() >= deadline_s)
         if not is_merged:
             self._mixing.note(neighbour.name, number, "offered")
-        for request in pace.conclude():
-            await self._answer(request)
+        for peer, received in exchanges.conclude():
+            await self._answer(peer, received)
         return [] if is_merged else [neighbour.name]
 
     def _decline(self, name: str, number: int) -> None:
         self._exchanges.decline(name, number)
         self._wake()
 
-    async def _answer(self, request: Request[ReceivedUpdate]) -> None:
+    async def _answer(self, name: str, received: ReceivedUpdate) -> None:
         """Answer a neighbour's request."""
-        name, number = request.peer, request.number
+        number = received.exchange
         if number <= self._protocol.edges.closed_through(name):
             return  # it has asked once more in the meantime
         if self._protocol.edges.closed_through(name) < number - 1:  # it has given up some that never came
@@ -124,7 +123,7 @@ class PairwiseRounds:
         if not neighbour.ledger.admits(number):
             self._decline(name, number)
             return
-        await self._merge(neighbour, request.update, self._mixing.outgoing(self._round), answers=True)
+        await self._merge(neighbour, received, self._mixing.outgoing(self._round), answers=True)
 
     async def _merge(self, neighbour: Neighbour, received: ReceivedUpdate, own: Mapping[str, Tensor], *, answers: bool = False) -> bool:
         """Merge a neighbour's update, on the disk before anything else is done with either; False: it was not taken in."""

@@ -89,7 +89,8 @@ def probe_node(
     if not identity.owns(card):
         raise ConfigError(f"keys = {str(site.keys)!r}: not those of {site.member} in the study", str(site_path))
     name, dialled = _whom(study, site.member, address, neighbour)
-    facts = facts_of(study, str(site.study), allow_tasks=(*allow_tasks, *site.allow_tasks), overrides=site.task)
+    allowed = (*allow_tasks, *site.allow_tasks)
+    facts = facts_of(study, str(site.study), allow_tasks=allowed, overrides=site.task, site_file=site_path)
     if not facts.formats:
         raise ConfigError(f"the first parameters and the messages are not known here: {facts.unknown}", str(site_path))
     terms = Terms(study=study.digest, layout=facts.values["parameters"]["digest"], start=facts.values["start"]["digest"])

@@ -150,7 +150,7 @@ class SiteFile:
     """Whole seconds between two signs of life on an idle link."""
 
     view_metrics: bool = True
-    """Whether the whole network hears this site's losses, and its metrics on its own test rows; of fewer than ten rows it never does."""
+    """Whether the whole network hears this site's losses and its metrics on its own test rows; of fewer than ten patients it never does."""
 
     view_counts: Literal["exact", "tens", "withheld"] = "exact"
     """How many rows this site has, as the network hears it: as it is, rounded down to tens, or not at all."""

@@ -178,7 +178,7 @@ def own_plan(site: SiteFile, study: Study, place: Path, allow_tasks: Collection[
     if experiment.compiled == "auto" and experiment.schema != 1:  # members would each find an answer of their own
         experiment = replace(experiment, compiled="off")
     try:
-        task = load_sites(experiment, site.task, allow_tasks=allow_tasks)
+        task = load_sites(experiment, site.task, allow_tasks=allow_tasks, site_file=place)
     except TaskNotAllowed as error:
         raise TaskNotAllowed(error.findings, str(site.study)) from error
     mine = [s for s in task.sites if s.name == site.member]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -48,7 +49,14 @@ class StudyFacts:
     """Why the model's part is not known here; empty where it is."""
 
 
-def facts_of(study: Study, place: str, *, allow_tasks: Collection[str] = (), overrides: Mapping[str, Any] | None = None) -> StudyFacts:
+def facts_of(
+    study: Study,
+    place: str,
+    *,
+    allow_tasks: Collection[str] = (),
+    overrides: Mapping[str, Any] | None = None,
+    site_file: Path | None = None,
+) -> StudyFacts:
     """Derive all that follows from a study; what needs the task's code is None where that cannot be made here.
 
     Args:
@@ -56,6 +64,7 @@ def facts_of(study: Study, place: str, *, allow_tasks: Collection[str] = (), ove
         place: of its file, for errors.
         allow_tasks: tasks that may run here beside the built-in ones.
         overrides: a site's own arguments of the task, such as paths.
+        site_file: the site.yaml with the site's own table, where there is one.
 
     Raises:
         ConfigError: the experiment or its graph cannot be.
@@ -68,7 +77,7 @@ def facts_of(study: Study, place: str, *, allow_tasks: Collection[str] = (), ove
     unknown, plan = "", None
     try:
         # how the steps are computed changes neither the layout nor what is sent
-        task = load_sites(experiment, overrides, allow_tasks=allow_tasks)
+        task = load_sites(experiment, overrides, allow_tasks=allow_tasks, site_file=site_file)
         plan = _plan(replace(experiment, compiled="off"), study, samples, task)
     except (ConfigError, TaskError) as error:
         unknown = str(error).splitlines()[0]

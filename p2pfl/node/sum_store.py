@@ -10,11 +10,11 @@ Files: `key` (32 random bytes), `log.jsonl`, `totals/STUDY/SUM`, `signed/STUDY`.
 
 from __future__ import annotations
 
-import fcntl
 import hmac
 import json
+import logging
+import math
 import os
-import re
 import secrets
 import stat
 import threading
@@ -32,16 +32,19 @@ from p2pfl.governance.encoding import canonical
 from p2pfl.governance.identity import read_private
 from p2pfl.privacy.fixed_point import Limbs
 from p2pfl.protocol.sent_sums import HeardSet, SentSum
+from p2pfl.runs.chained_log import MAC_BYTES, ChainedLog
 from p2pfl.runs.open_files import open_patiently, replacing, sync_file
 from p2pfl.wire.secure_messages import Opening, SignedTotal
 from p2pfl.wire.sum_codec import SumAssembly, encode_sum
 
+log = logging.getLogger(__name__)
+
 KEY_BYTES: Final = 32
-_MAC_BYTES = 32
-_MAC_DIGITS = 2 * _MAC_BYTES
 _REMEDY = "restore the folder from its newest backup; without it this site must not answer these statistics again"
-_LATER_LINE = re.compile(rb"(?<=.)[0-9a-f]{%d} \{" % _MAC_DIGITS, re.DOTALL)
-"""A line that begins within another one."""
+_WORD_BYTES = 8
+_MOST_HEAD_BYTES = 64
+"""More than the shape of a total takes."""
+_BUSY = "another process of this site makes sums with this folder: stop it first"
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _COPY_REMEDY = "remove the file: neighbours that hold it as well send it again"
 
@@ -59,50 +62,47 @@ class SumFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._log = folder / "log.jsonl"
-        self._descriptor: int | None = None
+        self._log = ChainedLog(folder / "log.jsonl", remedy=_REMEDY, busy=_BUSY)
         self._key = b""
         self._sent: list[SentSum] = []
         self._heard: list[HeardSet] = []
         self._sessions: dict[str, int] = {}
         self._blocks: dict[str, int] = {}
-        self._last_mac, self._size_bytes = b"", 0
-        self._is_broken = False
+        self._to_sync: list[Path] = []
+        """Totals that have been written and may not be on the disk yet."""
         self._at_work = threading.Lock()  # a thread that a cancelled node has left behind may still be writing
 
     def __enter__(self) -> Self:
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._check_there()
-            descriptor = open_patiently(
-                lambda: os.open(self._log, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            )
         except OSError as error:
-            raise store_error(self._log, error) from error
+            raise store_error(self._log.path, error) from error
         with ExitStack() as undone:
-            undone.callback(self._close)
-            self._descriptor = descriptor
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise ConfigError("another process of this site makes sums with this folder: stop it first", str(self.folder)) from error
-            content = self._log.read_bytes()
-            if not content and any(path.is_file() for name in ("totals", "signed") for path in (self.folder / name).rglob("*")):
-                raise StoreError(f"{self._log}: is empty, but sums have been made with this folder; {_REMEDY}")
-            self._key = self._read_key(has_log=bool(content))
-            self._read_log(content)
-            sync_file(self._log)  # what it says decides what is sent
+            undone.callback(self._log.close)
+            has_log = self._log.open()
+            if not has_log and any(path.is_file() for name in ("totals", "signed") for path in (self.folder / name).rglob("*")):
+                raise StoreError(f"{self._log.path}: is empty, but sums have been made with this folder; {_REMEDY}")
+            self._key = self._read_key(has_log=has_log)
+            for entry in self._log.read(self._key):
+                self._take(entry)
             undone.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self._close()
+        try:
+            self._sync_totals()
+        finally:
+            self._log.close()
 
-    def _close(self) -> None:
+    def _sync_totals(self) -> None:
+        """Wait until all totals are on the disk, with their names; StoreError where that fails."""
         with self._at_work:
-            if self._descriptor is not None:
-                os.close(self._descriptor)
-                self._descriptor = None
+            paths, self._to_sync = self._to_sync, []
+        for path in paths:
+            sync_file(path, with_name=False)
+        for folder in {path.parent for path in paths}:
+            sync_file(folder)
 
     # ---- the log
 
@@ -144,50 +144,25 @@ class SumFolder:
         """Position of the last sum of a study into which this site may not send; -1 where there is none."""
         return self._blocks.get(study, -1)
 
+    @property
+    def was_restored(self) -> bool:
+        """Whether neighbours have told this site, in any study, that its files come from a backup."""
+        return bool(self._blocks)
+
     def append_block(self, study: str, position: int) -> None:
         """Write durably that nothing may be sent up to a position; StoreError where that fails."""
         self._append({"kind": "block", "study": study, "position": position})
         self._blocks[study] = position
 
     def _append(self, entry: Mapping[str, Any]) -> None:
-        with self._at_work:
-            self._append_now(entry)
-
-    def _append_now(self, entry: Mapping[str, Any]) -> None:
-        if self._descriptor is None:
-            raise ValueError("the folder of sums is not open")
-        if self._is_broken:
-            raise StoreError(f"{self._log}: the disk has refused an entry before, and what is on it is not known; start again")
-        text = canonical(entry)
-        mac = hmac.digest(self._key, self._last_mac + text, "sha256")
-        line = mac.hex().encode() + b" " + text + b"\n"
-        try:
-            self._write(line)
-        except OSError as error:
-            try:
-                os.ftruncate(self._descriptor, self._size_bytes)  # half a line would look like damage
-            except OSError:
-                self._is_broken = True
-            raise store_error(self._log, error) from error
-        try:
-            os.fsync(self._descriptor)
-        except OSError as error:
-            self._is_broken = True  # the system may have dropped the pages that it could not write
-            raise store_error(self._log, error) from error
-        self._last_mac, self._size_bytes = mac, self._size_bytes + len(line)
-
-    def _write(self, line: bytes) -> None:
-        assert self._descriptor is not None
-        rest = memoryview(line)
-        while rest:
-            rest = rest[os.write(self._descriptor, rest) :]
+        self._log.append(canonical(entry))
 
     def _check_there(self) -> None:
         """Refuse a folder that others may use, and a key whose log was taken away: the log is made before the key."""
         if self.folder.stat().st_mode & _OTHERS:
             raise ConfigError(f"others may use the folder of sums; run: chmod 700 {self.folder}", str(self.folder))
-        if (self.folder / "key").exists() and not self._log.exists():
-            raise StoreError(f"{self._log}: no such file, but its key is there; {_REMEDY}")
+        if (self.folder / "key").exists() and not self._log.path.exists():
+            raise StoreError(f"{self._log.path}: no such file, but its key is there; {_REMEDY}")
 
     def _read_key(self, *, has_log: bool) -> bytes:
         path = self.folder / "key"
@@ -200,48 +175,6 @@ class SumFolder:
         if len(key) != KEY_BYTES:
             raise StoreError(f"{path}: {len(key)} bytes where {KEY_BYTES} are expected; {_REMEDY}")
         return key
-
-    def _read_log(self, content: bytes) -> None:
-        assert self._descriptor is not None
-        *lines, torn = content.split(b"\n")
-        for number, line in enumerate(lines, start=1):
-            if not self._has_mac(line):
-                raise StoreError(f"{self._log}: line {number} is damaged, or lines before it are missing; {_REMEDY}")
-            self._take_line(line)
-        self._size_bytes = len(content) - len(torn)
-        if not torn:
-            return
-        if self._was_whole(torn):
-            raise StoreError(f"{self._log}: line {len(lines) + 1} has been written whole, and is damaged; {_REMEDY}")
-        try:
-            if self._has_mac(torn):  # only its end is missing: nothing is lost where it counts
-                self._take_line(torn)
-                self._write(b"\n")
-                self._size_bytes = len(content) + 1
-            else:  # its writer died before it was on the disk: nothing of it has been sent
-                os.ftruncate(self._descriptor, self._size_bytes)
-        except OSError as error:
-            raise store_error(self._log, error) from error
-
-    def _take_line(self, line: bytes) -> None:
-        self._last_mac = bytes.fromhex(line[:_MAC_DIGITS].decode())
-        self._take(json.loads(line[_MAC_DIGITS + 1 :]))
-
-    def _has_mac(self, line: bytes) -> bool:
-        expected = hmac.digest(self._key, self._last_mac + line[_MAC_DIGITS + 1 :], "sha256")
-        return hmac.compare_digest(line[:_MAC_DIGITS], expected.hex().encode())
-
-    def _was_whole(self, torn: bytes) -> bool:
-        """Whether the end of the log is more than the beginning of a line: a line whose end was changed, or several."""
-        if _LATER_LINE.search(torn):
-            return True
-        text = torn[_MAC_DIGITS + 1 :].decode("latin-1")  # one character a byte
-        try:
-            _, size_bytes = json.JSONDecoder().raw_decode(text)
-        except ValueError:
-            return False
-        whole = torn[: _MAC_DIGITS + 1 + size_bytes]
-        return whole != torn and self._has_mac(whole)
 
     def _take(self, entry: Mapping[str, Any]) -> None:
         match entry["kind"]:
@@ -262,7 +195,7 @@ class SumFolder:
             case "block":
                 self._blocks[entry["study"]] = entry["position"]
             case kind:
-                raise StoreError(f"{self._log}: an entry of kind {kind!r}, which this version does not know; use the newer one again")
+                raise StoreError(f"{self._log.path}: an entry of kind {kind!r}, which this version does not know; use the newer one again")
 
     # ---- copies of what others hold as well
 
@@ -270,13 +203,34 @@ class SumFolder:
         """Confirmed totals of a study by their sum ids; StoreError where a file is damaged."""
         folder = self.folder / "totals" / study
         paths = sorted(folder.iterdir()) if folder.is_dir() else []
-        return {path.name: self._read_total(path) for path in paths if not path.name.endswith(".tmp")}
+        found = {path.name: self._read_total(path) for path in paths if not path.name.endswith(".tmp")}
+        return {sum_id: total for sum_id, total in found.items() if total is not None}
 
     def keep_total(self, study: str, sum_id: str, total: Limbs) -> None:
-        """Write a confirmed total; StoreError where that fails."""
-        self._keep(self.folder / "totals" / study / sum_id, canonical(list(total.shape)) + b"\n" + total.astype("<u8").tobytes())
+        """Write a confirmed total; it is on the disk when the folder is closed. StoreError where that fails."""
+        path = self.folder / "totals" / study / sum_id
+        content = canonical([*total.shape]) + b"\n" + total.astype("<u8").tobytes()
+        temporary = path.with_name(path.name + ".tmp")
+        try:
+            with open_patiently(lambda: _opened(temporary)) as file:
+                file.write(self._mac(path, content))
+                file.write(content)
+            temporary.replace(path)
+        except OSError as error:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise store_error(path, error) from error
+        with self._at_work:
+            self._to_sync.append(path)
 
-    def _read_total(self, path: Path) -> Limbs:
+    def _read_total(self, path: Path) -> Limbs | None:
+        try:
+            is_torn = _is_torn(path.read_bytes())
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
+        if is_torn:
+            log.info("%s: was not on the disk when the power went; others have this total, or the sum is made again", path)
+            return None
         shape, _, words = self._read(path).partition(b"\n")
         return np.frombuffer(words, dtype="<u8").astype(np.uint64).reshape(json.loads(shape))
 
@@ -296,20 +250,34 @@ class SumFolder:
         self._keep(self.folder / "signed" / study, msgpack.packb([bytes(next(encode_sum(each))[0]) for each in messages]))
 
     def _keep(self, path: Path, content: bytes) -> None:
-        mac = hmac.digest(self._key, f"{path.parent.name}/{path.name}/".encode() + content, "sha256")
         with _replaced(path) as file:
-            file.write(mac)
+            file.write(self._mac(path, content))
             file.write(content)
+
+    def _mac(self, path: Path, content: bytes) -> bytes:
+        return hmac.digest(self._key, f"{path.parent.name}/{path.name}/".encode() + content, "sha256")
 
     def _read(self, path: Path) -> bytes:
         try:
             content = path.read_bytes()
         except OSError as error:
             raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
-        mac = hmac.digest(self._key, f"{path.parent.name}/{path.name}/".encode() + content[_MAC_BYTES:], "sha256")
-        if not hmac.compare_digest(content[:_MAC_BYTES], mac):
+        if not hmac.compare_digest(content[:MAC_BYTES], self._mac(path, content[MAC_BYTES:])):
             raise StoreError(f"{path}: is damaged; {_COPY_REMEDY}")
-        return content[_MAC_BYTES:]
+        return content[MAC_BYTES:]
+
+
+def _is_torn(content: bytes) -> bool:
+    """Whether the file of a total is what a loss of power leaves: its beginning, which may be nothing, or zeros in its place."""
+    if not any(content):
+        return True
+    shape, newline, words = content[MAC_BYTES:].partition(b"\n")
+    if not newline:
+        return len(content) < MAC_BYTES + _MOST_HEAD_BYTES
+    try:
+        return bool(len(words) < math.prod(json.loads(shape)) * _WORD_BYTES)
+    except (ValueError, TypeError):
+        return False
 
 
 def _replaced(path: Path) -> AbstractContextManager[IO[Any]]:

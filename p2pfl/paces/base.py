@@ -1,27 +1,25 @@
 """The pace of a node: whose updates a merge uses, and when it is over; without input, output or clock.
 
-Daemons and simulated events ask the same object. What an update is does not matter here: bytes that came in, or tensors.
+Daemons and simulated events ask the same object. It knows updates by the numbers of their exchanges alone. The updates themselves are
+kept where they arrive, as long as the pace needs them.
 """
 
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Generic, Self, TypeVar
+from typing import ClassVar, Self
 
 from p2pfl.topology.schedule import Neighbourhood
 
-Update = TypeVar("Update")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Held(Generic[Update]):
-    """An update that is here, its number, and how often it was merged before."""
+class Chosen:
+    """A neighbour's update that a merge uses: its number, and how often it was merged before."""
 
     number: int
     """Its sender's exchange; at a pairwise pace the number over the edge."""
-    update: Update
     age: int = 0
     """Merges that it has been in: rounds of the holder since it came."""
 
@@ -70,7 +68,7 @@ class PacedTimes(typing.Protocol):
         ...
 
 
-class Pace(typing.Protocol[Update]):
+class Pace(typing.Protocol):
     """One node's pace. Owned by the node's protocol, or by its events in a simulation."""
 
     in_step: ClassVar[bool]
@@ -88,8 +86,12 @@ class Pace(typing.Protocol[Update]):
     def expected_from(self, peer: str) -> int:
         """Return the number of the earliest update of a neighbour that is of use."""
 
-    def receive(self, peer: str, number: int, update: Update) -> None:
-        """Keep a complete update of a neighbour; raises StaleRound where it comes too late or too early."""
+    def receive(self, peer: str, number: int) -> bool:
+        """Note that a neighbour's update is complete; returns whether to keep it.
+
+        Raises:
+            StaleRound: it comes too late or too early.
+        """
 
     def note_busy(self, peer: str, number: int) -> None:  # noqa: ARG002
         """Note that a neighbour will not merge an update; its report says so, too."""
@@ -106,8 +108,11 @@ class Pace(typing.Protocol[Update]):
         """Be at an exchange from now on, with what came early for it."""
         return
 
-    def updates(self) -> dict[str, Held[Update]]:
-        """Return whose updates this merge uses."""
+    def chosen(self) -> dict[str, Chosen]:
+        """Return the updates that this merge uses, by sender."""
+
+    def needed(self, peer: str) -> Collection[int]:
+        """Return the numbers of a neighbour's kept updates that a merge may still use; others can be released."""
 
     def missing(self) -> list[tuple[str, int]]:
         """List neighbours and numbers of updates that this merge could use, and that are not here."""
@@ -121,11 +126,11 @@ class Pace(typing.Protocol[Update]):
         """Tell whether this merge waits no longer."""
         return not self.awaited()
 
-    def kept(self) -> Mapping[str, Held[Update]]:
-        """Return what a checkpoint has to hold: updates that are not sent again."""
+    def kept(self) -> Mapping[str, Chosen]:
+        """Return updates that a checkpoint has to hold, by sender: those that are not sent again."""
         return {}
 
-    def restore(self, held: Mapping[str, Held[Update]]) -> None:
+    def restore(self, held: Mapping[str, Chosen]) -> None:
         """Take up what `kept` gave; raises ValueError where the checkpoint is of another pace."""
         if held:
             raise ValueError(f"holds what {', '.join(held)} sent, as only nodes at their own pace do")

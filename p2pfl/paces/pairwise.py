@@ -8,30 +8,29 @@ wait, and turns the others away, so that nobody waits in a circle.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Self
+from typing import Any, ClassVar, Self
 
 from p2pfl.draws import Purpose, shuffled
-from p2pfl.paces.base import Held, Pace, PacedEdges, PacedTimes, Update
+from p2pfl.paces.base import Chosen, Pace, PacedEdges, PacedTimes
 
 HALF = 0.5
 """How far two nodes that exchange go towards each other."""
 
 
 @dataclass(frozen=True, slots=True)
-class Request(Generic[Update]):
+class Request:
     """A neighbour's request for an exchange over its edge."""
 
     peer: str
     number: int
-    update: Update
     is_welcome: bool = True
     """Whether to merge and answer it; else the neighbour is told that this node is busy."""
 
 
 @dataclass(slots=True, kw_only=True)
-class Pairwise(Pace[Update]):
+class Pairwise(Pace):
     """Requests of neighbours, and the one request of this node's own that may be open."""
 
     in_step: ClassVar = False
@@ -44,12 +43,12 @@ class Pairwise(Pace[Update]):
     """Whether an answer to this node's own request can still come."""
     asked: tuple[str, int] | None = None
     """The neighbour, and the number over its edge, whose answer this node waits for."""
-    requests: deque[tuple[str, int, Update | None]] = field(default_factory=deque)
-    """Neighbour, number and what came, None for a refusal, in the order in which they came; not looked at yet."""
-    deferred: dict[str, tuple[int, Update]] = field(default_factory=dict)
+    requests: deque[tuple[str, int, bool]] = field(default_factory=deque)
+    """Neighbour, number and whether it is a refusal, in the order in which they came; not looked at yet."""
+    deferred: dict[str, int] = field(default_factory=dict)
     """By neighbour, the newest request that waits for the end of this node's own."""
-    _answer: tuple[Update | None] | None = None
-    """The answer to this node's own request, None in it for a refusal."""
+    _is_accepted: bool | None = None
+    """Whether the answer to this node's own request is an update; None: it has not come."""
     _has_ended: bool = False
 
     @classmethod
@@ -61,26 +60,29 @@ class Pairwise(Pace[Update]):
         """Each edge counts for itself."""
         return self.closed_through(peer) + 1
 
-    def receive(self, peer: str, number: int, update: Update | None) -> None:
-        """Keep a neighbour's newest update, the awaited one, and a refusal of that (None): no more, so that nobody fills the memory."""
-        if update is None and (peer, number) != self.asked:
-            return
-        # an answer that is waited for is not forgotten for the next request
-        kind = (peer, update is None, (peer, number) == self.asked)
-        kept = [each for each in self.requests if (each[0], each[2] is None, each[:2] == self.asked) == kind]
-        if any(other > number for _, other, _ in kept):
-            return
-        for each in kept:
-            self.requests.remove(each)
-        self.requests.append((peer, number, update))
+    def receive(self, peer: str, number: int) -> bool:
+        """Take a neighbour's newest update, and the awaited one: no more, so that nobody fills the memory."""
+        return self._receive(peer, number, is_refusal=False)
 
     def forget(self, peer: str) -> None:
         """Drop a neighbour's requests."""
         self.requests = deque(each for each in self.requests if each[0] != peer)
 
     def note_busy(self, peer: str, number: int) -> None:
-        """Keep a refusal of this node's own request."""
-        self.receive(peer, number, None)
+        """Take a refusal of this node's own request."""
+        if (peer, number) == self.asked:
+            self._receive(peer, number, is_refusal=True)
+
+    def _receive(self, peer: str, number: int, *, is_refusal: bool) -> bool:
+        # an answer that is waited for is not forgotten for the next request
+        kind = (peer, is_refusal, (peer, number) == self.asked)
+        kept = [each for each in self.requests if (each[0], each[2], each[:2] == self.asked) == kind]
+        if any(other > number for _, other, _ in kept):
+            return False
+        for each in kept:
+            self.requests.remove(each)
+        self.requests.append((peer, number, is_refusal))
+        return True
 
     def partner(self, names: Sequence[str], *, seed: int, row: int, round: int, is_there: Callable[[str], bool]) -> str | None:
         """Choose whom to ask in a round: the first that is there, in an order that is drawn; None: nobody is."""
@@ -89,35 +91,39 @@ class Pairwise(Pace[Update]):
 
     def ask(self, peer: str) -> int:
         """Wait for a neighbour's answer from now on; returns the number of the exchange."""
-        self.asked, self._answer = (peer, self.expected_from(peer)), None
+        self.asked, self._is_accepted = (peer, self.expected_from(peer)), None
         return self.asked[1]
 
-    def next(self) -> Request[Update] | None:
+    def next(self) -> Request | None:
         """Take the next request that is to be answered at once; None: there is none, or this node's own has been answered."""
-        while self.requests and self._answer is None:
-            peer, number, update = self.requests.popleft()
+        while self.requests and self._is_accepted is None:
+            peer, number, is_refusal = self.requests.popleft()
             if (peer, number) == self.asked:
-                self._answer = (update,)
-            elif update is None or number <= self.closed_through(peer):
+                self._is_accepted = not is_refusal
+            elif is_refusal or number <= self.closed_through(peer):
                 continue
             elif self.asked is None or self._has_ended:
-                return Request(peer, number, update, is_welcome=not self._has_ended)
+                return Request(peer, number, is_welcome=not self._has_ended)
             elif peer < self.me:
                 self.deferred.pop(peer, None)
-                self.deferred[peer] = (number, update)
+                self.deferred[peer] = number
             else:
-                return Request(peer, number, update, is_welcome=False)
+                return Request(peer, number, is_welcome=False)
         return None
 
-    def updates(self) -> dict[str, Held[Update]]:
+    def chosen(self) -> dict[str, Chosen]:
         """Return the answer to this node's own request, where it has come and is no refusal."""
-        if self.asked is None or self._answer is None or self._answer[0] is None:
-            return {}
-        return {self.asked[0]: Held(number=self.asked[1], update=self._answer[0])}
+        return {self.asked[0]: Chosen(number=self.asked[1])} if self.asked is not None and self._is_accepted else {}
+
+    def needed(self, peer: str) -> Collection[int]:
+        """Return the numbers of a neighbour's requests and of its answer."""
+        requests = [number for name, number, is_refusal in self.requests if name == peer and not is_refusal]
+        held = [*self.deferred.items(), *((name, answer.number) for name, answer in self.chosen().items())]
+        return {*requests, *(number for name, number in held if name == peer)}
 
     def missing(self) -> list[tuple[str, int]]:
         """List the answer to this node's own request, where it is still to come."""
-        if self.asked is None or self._answer is not None or self.asked[1] <= self.closed_through(self.asked[0]):
+        if self.asked is None or self._is_accepted is not None or self.asked[1] <= self.closed_through(self.asked[0]):
             return []
         return [self.asked]
 
@@ -125,15 +131,15 @@ class Pairwise(Pace[Update]):
         """List the neighbour whose answer this node waits for."""
         return [peer for peer, number in self.missing() if self.may_answer(peer, number)]
 
-    def conclude(self) -> list[Request[Update]]:
+    def conclude(self) -> list[Request]:
         """End this node's own request; returns those that have waited for that."""
-        deferred, self.deferred, self.asked, self._answer = self.deferred, {}, None, None
-        return [Request(peer, number, update) for peer, (number, update) in deferred.items()]
+        deferred, self.deferred, self.asked, self._is_accepted = self.deferred, {}, None, None
+        return [Request(peer, number) for peer, number in deferred.items()]
 
     def end(self) -> None:
         """Turn every request away from now on."""
         self._has_ended = True
 
-    def restore_requests(self, asked: Sequence[Any] | None, deferred: Mapping[str, tuple[int, Update]], *, has_ended: bool) -> None:
+    def restore_requests(self, asked: Sequence[Any] | None, deferred: Mapping[str, int], *, has_ended: bool) -> None:
         """Take up a simulation's checkpoint, in which messages on their way are not lost."""
         self.asked, self.deferred, self._has_ended = (asked[0], asked[1]) if asked else None, dict(deferred), has_ended

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from p2pfl.errors import PeerError
-from p2pfl.paces import Held
 from p2pfl.protocol.ledger import EdgeLedger, SavedLedger
 from p2pfl.protocol.neighbour import Neighbour
 from p2pfl.runs.events import EventKind
@@ -38,13 +37,26 @@ Compensation = tuple[Neighbour, Flow]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Held:
+    """An update that a merge takes in, and how often it was merged before."""
+
+    update: ReceivedUpdate
+    age: int = 0
+
+    @property
+    def number(self) -> int:
+        """Exchange of its sender."""
+        return self.update.exchange
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DueMerge:
     """Everything that one merge takes in, handed out once its exchange waits no longer."""
 
     neighbourhood: Neighbourhood
     came: Mapping[str, ReceivedUpdate]
     """Updates that are here, also those that may not be merged, in the roster's order."""
-    admitted: Mapping[str, Held[ReceivedUpdate]]
+    admitted: Mapping[str, Held]
     """Updates that may be merged, in the roster's order."""
     values: Mapping[str, Mapping[str, Any]]
     """By neighbour and encoded channel, what its update continues; zeros where there is none."""

@@ -126,7 +126,7 @@ class NetworkViewAdapter:
 
     def say(self, row: NodeRow, now_s: float, *, closing: bool = False) -> None:
         """Tell the network of a round of this node's own, if it is one that is spoken of; the row has the bytes of this round alone."""
-        if row.metrics is not None and self._policy.metrics and self._test_rows() >= SMALL_CELL:
+        if row.metrics is not None and self._policy.metrics and self._test_patients() >= SMALL_CELL:
             self._measured = row.round, tuple(_finite(row.metrics.get(name)) for name in self._metrics)
         if not closing and not self.view.speaks_of(row.round):
             return
@@ -292,6 +292,10 @@ class NetworkViewAdapter:
     def _test_rows(self) -> int:
         site = self._plan.sites.get(self._me)
         return len(site.test[0]) if site is not None and site.test is not None else 0
+
+    def _test_patients(self) -> int:
+        site = self._plan.sites.get(self._me)
+        return site.num_test_patients if site is not None else 0
 
     def _rows(self) -> tuple[int, int] | None:
         site = self._plan.sites.get(self._me)

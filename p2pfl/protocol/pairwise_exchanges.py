@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from p2pfl.paces.pairwise import Pairwise
+from collections.abc import Sequence
+
+from p2pfl.paces.pairwise import Pairwise, Request
 from p2pfl.protocol.deadlines import Deadlines
 from p2pfl.protocol.edges import Edges, Flow
 from p2pfl.protocol.neighbour import Neighbour
@@ -15,7 +17,7 @@ from p2pfl.wire.update import EncodedUpdate, ReceivedUpdate
 class PairwiseExchanges:
     """The exchanges of one node at a pairwise pace."""
 
-    def __init__(self, edges: Edges, pace: Pairwise[ReceivedUpdate], deadlines: Deadlines, transfers: Transfers) -> None:
+    def __init__(self, edges: Edges, pace: Pairwise, deadlines: Deadlines, transfers: Transfers) -> None:
         self._edges, self.pace, self._deadlines, self._transfers = edges, pace, deadlines, transfers
 
     def partner(self, *, seed: int, row: int, round: int) -> Neighbour | None:
@@ -32,6 +34,28 @@ class PairwiseExchanges:
         self._deadlines.start_asking(now_s)
         self._edges.neighbours[name].begin_waiting(now_s)
         return now_s + self._deadlines.patience_with(name)
+
+    def next_request(self) -> tuple[str, ReceivedUpdate] | None:
+        """Take the next neighbour whose request is to be answered at once, with its update; None: there is none."""
+        request = self.pace.next()
+        taken = self._take([] if request is None else [request])
+        return taken[0] if taken else None
+
+    def answer(self) -> ReceivedUpdate | None:
+        """Return the answer to this node's own request, where it has come and is no refusal."""
+        answers = [self._edges.neighbours[name].session.kept(each.number) for name, each in self.pace.chosen().items()]
+        return answers[0] if answers else None
+
+    def conclude(self) -> list[tuple[str, ReceivedUpdate]]:
+        """End this node's own request; returns neighbours whose requests have waited for that, with their updates."""
+        return self._take(self.pace.conclude())
+
+    def _take(self, requests: Sequence[Request]) -> list[tuple[str, ReceivedUpdate]]:
+        """Hand out the updates of some requests; from now on they are not kept here, nor is what the pace has passed over."""
+        neighbours = self._edges.neighbours
+        taken = [(request.peer, neighbours[request.peer].session.kept(request.number)) for request in requests]
+        self._transfers.release(*neighbours)
+        return taken
 
     def decline(self, peer: str, number: int) -> None:
         """Turn a neighbour away: neither of both merges this exchange."""

@@ -10,13 +10,13 @@ from typing import Any
 
 from p2pfl.algorithms.stopping import StopRule
 from p2pfl.errors import BadMessage, PeerError
-from p2pfl.paces import PACES, Held, Pace
+from p2pfl.paces import PACES, Pace
 from p2pfl.paces.pairwise import Pairwise
 from p2pfl.protocol.agreed_start import StartAgreement
 from p2pfl.protocol.arrivals import Arrivals
 from p2pfl.protocol.claims import Claims
 from p2pfl.protocol.deadlines import Deadlines
-from p2pfl.protocol.edges import HANDSHAKE_REFUSALS, DueMerge, Edges, Flow
+from p2pfl.protocol.edges import HANDSHAKE_REFUSALS, DueMerge, Edges, Flow, Held
 from p2pfl.protocol.neighbour import Neighbour, Others, SendNew
 from p2pfl.protocol.pairwise_exchanges import PairwiseExchanges
 from p2pfl.protocol.probes import Probes, hear_question
@@ -85,14 +85,14 @@ class Protocol:
     ) -> None:
         self._probes = probes
         self.edges, self.deadlines, self.neighbours = edges, deadlines, edges.neighbours
-        self.pace: Pace[ReceivedUpdate] = PACES[pace].of(edges, deadlines, max_age=max_age)
+        self.pace: Pace = PACES[pace].of(edges, deadlines, max_age=max_age)
         others = others if others is not None else Others(edges.neighbours)
         self.view, self._push_sum, self._start, self._num_exchanges = others.view, push_sum, start, num_exchanges
         self.stopping = StopAgreement(edges, others, rule=stop_rule, earliest=earliest_stop)
         self.arrivals = Arrivals()
         self.transfers = Transfers(edges, self.pace, self.stopping)
         self.values = EncodedValues(edges, self.transfers)
-        self.states = StateCheck(edges, self.stopping, forget=self._forget, counts_edges=self.pace.counts_edges)
+        self.states = StateCheck(edges, self.stopping, forget=self.values.forget, counts_edges=self.pace.counts_edges)
         self.claims = Claims(edges, deadlines, others, self.transfers, in_step=self.pace.in_step)
         self._next_hello_s = float("-inf")
         self._closing_answered_s = dict.fromkeys(edges.neighbours, float("-inf"))
@@ -270,18 +270,12 @@ class Protocol:
             self.arrivals.note_came(neighbour.name, received.exchange, now_s)
         if self.edges.closing is not None:
             return  # a stopped node merges nothing more and has left its last exchange behind
-        # what is early is looked at in its exchange
-        if (
-            self.pace.counts_edges
-            or received.exchange != self.edges.exchange
-            or self.values.continues(neighbour, received.exchange, received.state_digests)
-        ):
-            self.pace.receive(neighbour.name, received.exchange, received)
-
-    def _forget(self, name: str) -> None:
-        """Drop what a neighbour has sent before it began without its state."""
-        self.values.forget(name)
-        self.pace.forget(name)
+        is_due = received.exchange == self.edges.exchange and not self.pace.counts_edges  # what is early is looked at in its exchange
+        if is_due and not self.values.continues(neighbour, received.exchange, received.state_digests):
+            return
+        if self.pace.receive(neighbour.name, received.exchange):
+            neighbour.session.keep(received)
+        self.transfers.release(neighbour.name)
 
     # ---- rounds
 
@@ -300,19 +294,20 @@ class Protocol:
         self.deadlines.begin(now_s)
         self.edges.enter(exchange)
         self.pace.begin(exchange)
+        self.transfers.release(*self.neighbours)
         self.arrivals.begin(exchange)
         for neighbour in self.neighbours.values():
             neighbour.allowance.earn()
         if not self.pace.in_step:
             return
         self.transfers.forget_sent()
-        early = self.pace.updates()
+        early = self.pace.chosen()
         for name in self.edges.neighbourhood.weights:
             neighbour = self.neighbours[name]
             neighbour.begin_waiting(now_s)
             is_here = name in early or neighbour.is_flowing(exchange, now_s, self.deadlines.may_rest_s(neighbour))
-            if name in early and not self.values.continues(neighbour, exchange, early[name].update.state_digests):
-                self.pace.drop(name)
+            if name in early and not self.values.continues(neighbour, exchange, neighbour.session.kept(exchange).state_digests):
+                self.transfers.drop(name)
             if neighbour.session.is_open and neighbour.heard_exchange >= exchange and not is_here:
                 self.transfers.ask(neighbour, exchange)  # it came too early to be kept
 
@@ -336,24 +331,24 @@ class Protocol:
         if not self.pace.is_over(now_s):
             return None
         came, admitted, unmatched = self.came(), self.admitted(), self.edges.take_compensations(channels)
+        self.transfers.release(*self.neighbours)  # what has become too old
         values = {name: dict(self.values.values[name]) for name in came}  # a neighbour may begin anew during the merge
         return DueMerge(neighbourhood=self.edges.neighbourhood, came=came, admitted=admitted, values=values, compensations=unmatched)
 
     def came(self) -> dict[str, ReceivedUpdate]:
         """Updates that are here for this merge, also those that may not be merged, in the roster's order."""
-        updates = self.pace.updates()
-        return {name: updates[name].update for name in self.edges.neighbourhood.weights if name in updates}
+        chosen, neighbours = self.pace.chosen(), self.neighbours
+        return {name: neighbours[name].session.kept(chosen[name].number) for name in self.edges.neighbourhood.weights if name in chosen}
 
-    def admitted(self) -> dict[str, Held[ReceivedUpdate]]:
+    def admitted(self) -> dict[str, Held]:
         """Updates that this exchange may merge, in the roster's order."""
-        both, exchange, updates = self.edges.neighbourhood.both, self.edges.exchange, self.pace.updates()
-        return {name: updates[name] for name in self.came() if name not in both or self.neighbours[name].ledger.admits(exchange)}
+        both, exchange, chosen, came = self.edges.neighbourhood.both, self.edges.exchange, self.pace.chosen(), self.came()
+        names = [name for name in came if name not in both or self.neighbours[name].ledger.admits(exchange)]
+        return {name: Held(update=came[name], age=chosen[name].age) for name in names}
 
     def hold(self, name: str, received: ReceivedUpdate, values: Mapping[str, Any] | BadMessage) -> None:
         """Keep what a neighbour's update leads to, or refuse it, so that its next one will not continue what is here."""
         self.values.hold(name, received, values)
-        if isinstance(values, BadMessage) and not self.pace.balances:  # it would be merged again
-            self.pace.drop(name)
 
     def close(self, merged: Mapping[str, Flow], now_s: float) -> list[str]:
         """End this exchange, in which the flows of the neighbours in `merged` were taken in. Returns who was skipped."""

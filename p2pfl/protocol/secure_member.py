@@ -218,8 +218,8 @@ class SecureMember:
                 self._take_in_session(sender, message, now_s)
 
     def _take_in_session(self, sender: int, message: SessionMessage, now_s: float) -> None:
-        if message.transcript in self._past:
-            return  # late
+        if message.transcript in self._past or self._flooded.get(message_key(sender, message)) == message:
+            return  # late, or come by another way before, when its signature was checked
         check_planned(message, self.terms)
         is_array = isinstance(message, (MaskedSubtotal, Total))
         if is_array and (self._me not in self._tree.members or sender not in self._tree.neighbours(self._me)):

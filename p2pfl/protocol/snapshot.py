@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from p2pfl.errors import StoreError
-from p2pfl.paces.base import Held
+from p2pfl.paces import Chosen
 from p2pfl.params import tensor_over
 from p2pfl.protocol.protocol import Protocol
 from p2pfl.wire.messages import NO_STOP, NOTHING_CLOSED
@@ -27,8 +27,9 @@ def snapshot(protocol: Protocol) -> tuple[dict[str, Any], dict[str, Any]]:
     """Gather metadata and tensors of all parts."""
     kept = protocol.pace.kept()
     metadata: dict[str, Any] = {"newest": {name: [held.number, held.age] for name, held in kept.items()}}
+    newest = {name: protocol.neighbours[name].session.kept(held.number) for name, held in kept.items()}
     tensors: dict[str, Any] = {
-        f"newest/{name}/{channel}": tensor_over(array) for name, held in kept.items() for channel, array in held.update.arrays.items()
+        f"newest/{name}/{channel}": tensor_over(array) for name, received in newest.items() for channel, array in received.arrays.items()
     }
     for said, holds in (protocol.edges.snapshot(), protocol.transfers.snapshot(), protocol.values.snapshot()):
         metadata, tensors = metadata | said, tensors | holds
@@ -62,13 +63,11 @@ def restore(
     protocol.states.restore(metadata)
     protocol.claims.restore(metadata["in_step"], since_s)
     protocol.deadlines.restore(metadata["recent_s"], since_s)
-    held = {}
-    for name, (number, age) in metadata["newest"].items():
+    protocol.pace.restore({name: Chosen(number=number, age=age) for name, (number, age) in metadata["newest"].items()})
+    for name, (number, _) in metadata["newest"].items():
         arrays = {channel: tensor.numpy() for channel, tensor in tree["newest"][name].items()}
-        held[name] = Held(
-            number=number, update=ReceivedUpdate(exchange=number, arrays=arrays, report=NOTHING_CLOSED, stop=NO_STOP), age=age
-        )
-    protocol.pace.restore(held)
+        received = ReceivedUpdate(exchange=number, arrays=arrays, report=NOTHING_CLOSED, stop=NO_STOP)
+        protocol.neighbours[name].session.keep(received)
 
 
 def _tree(tensors: Mapping[str, Any]) -> dict[str, Any]:

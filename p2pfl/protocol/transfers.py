@@ -73,11 +73,34 @@ class _Receiver:
 class Transfers:
     """One node's updates on their way, in both directions."""
 
-    def __init__(self, edges: Edges, pace: Pace[ReceivedUpdate], stopping: StopAgreement) -> None:
+    def __init__(self, edges: Edges, pace: Pace, stopping: StopAgreement) -> None:
         self._edges, self._pace, self._stopping = edges, pace, stopping
         self.sent: dict[int, SentUpdates] = {}
         """By exchange, this one and the last ones."""
         self.receivers = {name: _Receiver() for name in edges.neighbours}
+
+    # ---- received
+
+    def release(self, *names: str) -> None:
+        """Let go of some neighbours' updates that no merge needs any more: each is as large as a model."""
+        for name in names:
+            self._edges.neighbours[name].session.release(self._pace.needed(name))
+
+    def drop(self, name: str) -> None:
+        """Drop a neighbour's update of this merge."""
+        self._pace.drop(name)
+        self.release(name)
+
+    def forget(self, name: str) -> None:
+        """Drop all updates of a neighbour."""
+        self._pace.forget(name)
+        self.release(name)
+
+    def refuse(self, name: str, error: BadMessage) -> None:
+        """Refuse a neighbour's update of this merge."""
+        self._edges.refuse(self._edges.neighbours[name], error)
+        if not self._pace.balances:  # it would be merged again
+            self.drop(name)
 
     # ---- sending
 
@@ -305,7 +328,7 @@ class EncodedValues:
     def hold(self, name: str, received: ReceivedUpdate, values: Mapping[str, Any] | BadMessage) -> None:
         """Keep what a neighbour's update leads to, or refuse it, so that its next one will not continue what is here."""
         if isinstance(values, BadMessage):
-            self._edges.refuse(self._edges.neighbours[name], values)
+            self._transfers.refuse(name, values)
         elif received.state_digests is not None:
             self.values[name].update(values)
             after, self.digests[name][received.exchange % self._edges.phases] = received.state_digests
@@ -320,9 +343,10 @@ class EncodedValues:
             self.own[self._edges.exchange % self._edges.phases] = sent.state_digest
 
     def forget(self, name: str) -> None:
-        """Drop the values of a neighbour that has begun without its state."""
+        """Drop the values and updates of a neighbour that has begun without its state."""
         self.values[name].clear()
         self.digests[name].clear()
+        self._transfers.forget(name)
 
     def snapshot(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Metadata and tensors for a checkpoint."""

@@ -111,15 +111,16 @@ def replacing(path: Path, temporary: Path, open_file: Callable[[], IO[Any]]) -> 
         raise store_error(path, error) from error
 
 
-def sync_file(path: Path) -> None:
-    """Wait until a file that an earlier process has written is on the disk, with its name: it may have been killed before it waited itself.
+def sync_file(path: Path, *, with_name: bool = True) -> None:
+    """Wait until a file that was written without waiting is on the disk, with its name: its process may have been killed before it waited.
 
     Raises:
         StoreError: the disk refuses.
     """
     try:
         _sync(path)
-        _sync(path.parent)
+        if with_name:
+            _sync(path.parent)
     except OSError as error:
         raise store_error(path, error) from error
 

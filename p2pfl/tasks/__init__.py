@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from p2pfl.tasks.base import MetricFunction, Task
-from p2pfl.tasks.loading import TASKS, check_may_run, find_task, load_task, make_task
+from p2pfl.tasks.loading import TABLE, TASKS, check_may_run, find_task, load_task, make_task
 from p2pfl.tasks.metrics import Metric, accuracy, auroc, balanced_accuracy, log_loss
 from p2pfl.tasks.partition import PARTITIONS, hold_out, hold_out_everywhere, partition
 from p2pfl.tasks.permission import task
@@ -11,6 +11,7 @@ from p2pfl.tasks.sites import Rows, Site, SitesByName, SiteTable, Split
 
 __all__ = [
     "PARTITIONS",
+    "TABLE",
     "TASKS",
     "Metric",
     "MetricFunction",

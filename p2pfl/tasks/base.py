@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -39,6 +40,8 @@ class Task:
 
     features: tuple[str, ...] | None = None
     """The columns that ``Site.prepare`` takes, in order."""
+    read: Callable[[Path], Tensor] | None = None
+    """Model inputs (M, ...) of the rows in a user's file of new rows; with it a task may have no sites, for predictions alone."""
     probabilities: Callable[[Tensor], Tensor] | None = None
     """Outputs to probabilities, of the same shape."""
     dtype: str = "float32"
@@ -53,7 +56,7 @@ class Task:
         findings = _faults_of_fields(self)
         if findings:
             raise DataError(findings, place=f"task {self.name!r}")
-        if not (self.sites.names if isinstance(self.sites, SiteTable) else self.sites):
+        if not (self.sites.names if isinstance(self.sites, SiteTable) else self.sites) and self.read is None:
             findings.append("sites is empty: expected at least one")
         if isinstance(self.sites, list | tuple):  # a table of sites has looked at itself
             findings += _faults_of_sites(self.sites, needs_rows=self.loss is not None)
@@ -92,6 +95,7 @@ def _faults_of_fields(task: Task) -> list[str]:
         ("metrics", task.metrics, isinstance(task.metrics, Mapping), "expected a mapping of names to functions"),
         ("sites", task.sites, isinstance(task.sites, SiteTable) or _is_list_of(Site, task.sites), "expected a list of p2pfl.tasks.Site"),
         ("features", task.features, task.features is None or _is_list_of(str, task.features), "expected a tuple of names, or None"),
+        ("read", task.read, task.read is None or callable(task.read), f"{function} of a path, or None"),
         ("probabilities", task.probabilities, task.probabilities is None or callable(task.probabilities), f"{function}, or None"),
         ("losses", task.losses, isinstance(task.losses, AbstractSet), "expected a frozenset of metrics' names"),
         ("notes", task.notes, _is_list_of(str, task.notes), "expected a tuple of sentences"),

@@ -15,12 +15,16 @@ from p2pfl.errors import ConfigError, P2PFLError, TaskNotAllowed
 from p2pfl.governance.names import TASK_RULE, is_task_name
 from p2pfl.tasks.base import Task
 from p2pfl.tasks.calling import fault_of
+from p2pfl.tasks.contract_table import table
 from p2pfl.tasks.medical import breast_cancer, heart_disease
 from p2pfl.tasks.permission import TaskSource, check_marked, find_source, is_marked, is_only_here
 from p2pfl.tasks.synthetic import averaging, quadratic, synthetic_logistic
 from p2pfl.tasks.vision import digits, mnist
 
 log = logging.getLogger(__name__)
+
+TABLE = "table"
+"""Name of the task on a data contract's table."""
 
 TASKS: dict[str, Callable[..., Task]] = {
     "averaging": averaging,
@@ -30,6 +34,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "mnist": mnist,
     "quadratic": quadratic,
     "synthetic-logistic": synthetic_logistic,
+    TABLE: table,
 }
 
 

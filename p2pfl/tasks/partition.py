@@ -137,7 +137,7 @@ def split_rows(
     by_node = np.split(np.argsort(owners_M, kind="stable"), np.cumsum(np.bincount(owners_M, minlength=num_nodes))[:-1])
     parts = []
     for node, rows in enumerate(by_node):
-        is_test = _stratified(classes_M[rows], test_share, generator_of(seed, _SPLIT, node))
+        is_test = stratified(classes_M[rows], test_share, generator_of(seed, _SPLIT, node))
         parts.append((rows[~is_test], rows[is_test]))
     return parts
 
@@ -177,6 +177,8 @@ def partition(task: Task, num_nodes: int, rule: Mapping[str, Any], seed: int) ->
         raise ConfigError(
             f"nodes = {num_nodes}: task {task.name!r} has no rows that could be shared out; set the number in the task itself"
         )
+    if any(len(set(ids)) < len(ids) for site in task.sites for ids in (site.train_patients, site.test_patients) if ids is not None):
+        raise ConfigError(f"nodes = {num_nodes}: patients of task {task.name!r} have several rows, which would part; leave nodes out")
     inputs_M, targets_M = (torch.cat([rows[axis] for rows in [*trains, *tests]]) for axis in (0, 1))
     classes_M = classes_of(targets_M)
     if classes_M is None:
@@ -279,12 +281,14 @@ def hold_out(site: Site, fraction: float, seed: int) -> Site:
     """
     _check_fraction(fraction)
     if site.train is None:
-        return site if site.test is None else replace(site, test=None, set_aside=site.test, groups={})
+        return site if site.test is None else replace(site, test=None, set_aside=site.test, groups={}, test_patients=None)
     inputs, targets = site.train
     rng = generator_of(seed, _HOLD_OUT, zlib.crc32(site.name.encode()))
-    chosen = torch.from_numpy(_held_out(site.name, targets, classes_of(targets), fraction, rng))
+    held_out = _held_out(site.name, targets, classes_of(targets), fraction, rng, site.train_patients)
+    chosen = torch.from_numpy(held_out)
     validation = inputs[chosen], targets[chosen]
-    return replace(site, train=(inputs[~chosen], targets[~chosen]), test=validation, set_aside=site.test, groups={})
+    patients = _patients_apart(site, held_out)
+    return replace(site, train=(inputs[~chosen], targets[~chosen]), test=validation, set_aside=site.test, groups={}, **patients)
 
 
 def hold_out_everywhere(sites: Sequence[Site], fraction: float, seed: int) -> Sequence[Site]:
@@ -318,11 +322,43 @@ def _check_fraction(fraction: float) -> None:
         raise ConfigError(f"validation = {fraction}: expected a number above 0 and below 1")
 
 
-def _held_out(name: str, targets: Tensor, classes_M: np.ndarray | None, fraction: float, rng: np.random.Generator) -> np.ndarray:
-    """Which of a site's training rows are held out, (M,) bool."""
+def _held_out(
+    name: str,
+    targets: Tensor,
+    classes_M: np.ndarray | None,
+    fraction: float,
+    rng: np.random.Generator,
+    patients_M: Sequence[str] | None = None,
+) -> np.ndarray:
+    """Which of a site's training rows are held out, (M,) bool; where patients are known, all rows of each or none."""
     if len(targets) < 2:  # noqa: PLR2004
         raise ValidationRowsError(f"one training row: validation = {fraction} needs at least two", place=f"site {name!r}")
-    return _stratified(np.zeros(len(targets)) if classes_M is None else classes_M, fraction, rng)
+    classes_M = np.zeros(len(targets)) if classes_M is None else classes_M
+    if patients_M is None:
+        return stratified(classes_M, fraction, rng)
+    if len(set(patients_M)) < 2:  # noqa: PLR2004
+        raise ValidationRowsError(f"one training patient: validation = {fraction} needs at least two", place=f"site {name!r}")
+    return chosen_patients(patients_M, classes_M, fraction, rng)
+
+
+def _patients_apart(site: Site, held_out_M: np.ndarray) -> dict[str, Any]:
+    """Patients of the rows that are still trained on, and of those that are held out."""
+    if site.train_patients is None:
+        return {"test_patients": None}
+    patients = np.asarray(site.train_patients, dtype=str)
+    return {"train_patients": tuple(patients[~held_out_M].tolist()), "test_patients": tuple(patients[held_out_M].tolist())}
+
+
+def chosen_patients(patients_M: Sequence[str] | np.ndarray, classes_M: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
+    """Choose the rows of a fraction of the patients, (M,) bool; stratified by each patient's largest class, in the order of their ids."""
+    ids, number_M = np.unique(np.asarray(patients_M, dtype=str), return_inverse=True)
+    number_M = number_M.reshape(-1)
+    largest = np.full(len(ids), -np.inf)
+    np.maximum.at(largest, number_M, classes_M)
+    if len(ids) < 2:  # noqa: PLR2004  # one patient cannot be on both sides
+        return np.zeros(len(number_M), dtype=bool)
+    chosen: np.ndarray = stratified(largest, fraction, rng)[number_M]
+    return chosen
 
 
 def classes_of(targets: Tensor) -> np.ndarray | None:
@@ -335,7 +371,7 @@ def classes_of(targets: Tensor) -> np.ndarray | None:
     return np.asarray(values.long().numpy())
 
 
-def _stratified(classes_M: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
+def stratified(classes_M: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
     """Which rows are chosen, (M,) bool: of each class the rounded fraction, of a class with two rows or more at least one and never all."""
     chosen_M = np.zeros(len(classes_M), dtype=bool)
     if fraction == 0:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, overload
 
 import numpy as np
@@ -43,6 +44,10 @@ class Site:
     """Attributes of the test rows, one value a row, for reports on subgroups."""
     set_aside: Rows | None = None
     """The test rows while validation rows stand in their place: measured once, at the end, and never used for choosing."""
+    train_patients: Sequence[str] | None = None
+    """Patient of each training row; they never leave the site. None: each row is a patient of its own."""
+    test_patients: Sequence[str] | None = None
+    """Patient of each test row, by whom small groups are counted; likewise."""
     start: Tensor | None = None
     """(P,) where this node starts instead of at the model's own parameters."""
     prepare: Callable[[np.ndarray], Tensor] | None = None
@@ -53,6 +58,11 @@ class Site:
     def __post_init__(self) -> None:
         findings = [fault for part in ("train", "test", "set_aside") for fault in _faults_of_rows(part, getattr(self, part))]
         findings += _faults_of_groups(self.groups, self.test)
+        findings += [
+            f"{part}_patients has {len(patients)} ids: expected one for each of the {num_rows} rows of {part}"
+            for part, patients, rows in (("train", self.train_patients, self.train), ("test", self.test_patients, self.test))
+            if patients is not None and len(patients) != (num_rows := _num_rows(rows))
+        ]
         start: object = self.start
         if start is not None and (not isinstance(start, Tensor) or start.dim() != 1 or not start.is_floating_point()):
             given = describe(start) if isinstance(start, Tensor) else type(start).__name__
@@ -67,6 +77,11 @@ class Site:
             findings.append(f"name = {name!r}: expected the member's name in the roster, {RULE}")
         if findings:
             raise DataError(findings, place=f"site {self.name!r}")
+
+    @cached_property
+    def num_test_patients(self) -> int:
+        """Number of patients whom the test rows are of; each row is one where nobody says more."""
+        return len(set(self.test_patients)) if self.test_patients is not None else _num_rows(self.test)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -222,13 +237,18 @@ def _faults_of_groups(groups: object, test: Rows | None) -> list[str]:
     unsized = [name for name, values in groups.items() if not hasattr(values, "__len__")]
     if unsized:
         return [f"groups[{name!r}] is {type(groups[name]).__name__}: expected a list, one value for each test row" for name in unsized]
-    is_table = isinstance(test, tuple) and bool(test) and isinstance(test[0], Tensor) and test[0].dim() > 0
-    num_test = len(test[0]) if is_table and test is not None else 0
+    num_test = _num_rows(test)
     return [
         f"groups[{name!r}] has {len(values)} values: expected one for each of the {num_test} test rows"
         for name, values in groups.items()
         if len(values) != num_test
     ]
+
+
+def _num_rows(rows: Rows | None) -> int:
+    """Count rows that are there; 0 where they are no table, which is a finding of its own."""
+    is_table = isinstance(rows, tuple) and bool(rows) and isinstance(rows[0], Tensor) and rows[0].dim() > 0
+    return len(rows[0]) if is_table and rows is not None else 0
 
 
 def _faults_of_rows(part: str, rows: Rows | None) -> list[str]:

@@ -242,7 +242,7 @@ class _DryRun:
                     yield error
                     tried.add(site.name)
             if site.set_aside is not None and site.name not in tried:
-                for error in self._evaluated(replace(site, test=site.set_aside, set_aside=None)):
+                for error in self._evaluated(replace(site, test=site.set_aside, set_aside=None, test_patients=None)):
                     yield error
                     tried.add(site.name)
         classes = [name for name, metric in self._task.metrics.items() if unwrapped(metric) in _BUILT_IN]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
@@ -143,6 +143,7 @@ class LinkSession:
         self._assembly = Assembly(*formats, make_room=make_room, make_early_room=make_early_room)
         self._ahead = ahead
         self._complete: dict[tuple[int, bool], bytes] = {}  # digests of those handed out, of the current exchange and those ahead
+        self._kept: dict[int, ReceivedUpdate] = {}
 
     @property
     def is_open(self) -> bool:
@@ -187,9 +188,21 @@ class LinkSession:
         self._forget_peer()
 
     def forget_updates(self) -> None:
-        """Drop what the neighbour has sent: it has begun again without its state."""
+        """Forget what the neighbour has sent, but for what is kept: it has begun again without its state."""
         self._assembly.drop()
         self._complete.clear()
+
+    def keep(self, received: ReceivedUpdate) -> None:
+        """Keep an update that was handed out, until it is released."""
+        self._kept[received.exchange] = received
+
+    def kept(self, exchange: int) -> ReceivedUpdate:
+        """Return the update of an exchange that is kept."""
+        return self._kept[exchange]
+
+    def release(self, needed: Collection[int]) -> None:
+        """Let go of all updates that are kept, but those of some exchanges."""
+        self._kept = {exchange: received for exchange, received in self._kept.items() if exchange in needed}
 
     def hello(self, *, exchange: int, report: Report, stop: StopNews, anew: int = 0, remembered: Remembered = NOTHING_REMEMBERED) -> Hello:
         """Make the Hello to send now and then until the link is open, and whenever `ReceivedMessage.needs_answer` asks for it."""

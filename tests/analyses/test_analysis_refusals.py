@@ -14,7 +14,7 @@ from p2pfl.data.contract import Contract
 from p2pfl.errors import ConfigError
 from p2pfl.yaml_files import dump_yaml
 
-POLICY_KEYS = "patients_per_cell, patients_per_sum, parameters_per_patient, cells, analyses, may_release, variables"
+POLICY_KEYS = "patients_per_cell, patients_per_sum, parameters_per_patient, cells, analyses, may_release, most_analyses, variables"
 STRICT = {"patients_per_cell": 7, "cells": "site", "parameters_per_patient": 0.1}
 LOGISTIC = {"kind": "glm", "formula": "died ~ age + sex", "family": "binomial"}
 LINEAR = {"kind": "glm", "formula": "dose ~ age", "family": "gaussian"}

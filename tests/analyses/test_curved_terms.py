@@ -169,7 +169,10 @@ def test_an_outlier_costs_no_digit(tmp_path, study):
     variables, outcome, rows = study
     wide = {**variables, "age": number(0, 1e9)}, outcome, rows
     contract, sites = write_study(tmp_path, changed(wide, age=lambda row, place: "1000" if place == 3 else row["age"]))
-    found = stats.glm("dose ~ poly(age, 3)", family="gaussian", contract=contract, sites=sites)
+    free = _free({"contract": contract, "sites": sites})
+    with pytest.raises(RefusedByPolicy):
+        stats.glm("dose ~ poly(age, 3)", family="gaussian", contract=contract, sites=sites)  # the column is about one patient
+    found = stats.glm("dose ~ poly(age, 3)", family="gaussian", patients_per_cell=1, **free)
     table = pooled(changed(wide, age=lambda row, place: "1000" if place == 3 else row["age"]))
     expected = pooled_glm(table["dose"], [np.ones(600), *r_poly(table["age"], 3).T], Gaussian())
 

@@ -128,3 +128,22 @@ def test_any_population_will_do_where_models_have_no_buffers(study):
     one = Population(plan.task, plan.task.sites[:1], [0], build_model(plan.task, torch.float64, 0), population.recipe)
 
     assert subgroups(plan, one, x_NP, plan.names) == subgroups(plan, population, x_NP, plan.names)
+
+
+def test_small_groups_are_counted_by_patient_and_not_by_row(study):
+    """Eleven test rows of ten patients are shown, of nine they are not; an id is somebody else at the other site."""
+    plan, population, x_NP = study
+
+    def shown(num_patients):
+        ids = [f"p{place % num_patients}" if place < 11 else f"q{place}" for place in range(ROWS)]
+        groups = {"ward": ["east" if place < 11 else "west" for place in range(ROWS)]}
+        sites = {name: replace(each, groups=groups, test_patients=ids) for name, each in plan.sites.items()}
+        found = subgroups(replace(plan, sites=sites), population, x_NP, plan.names)
+        return {(row["site"], row["group"]): row["rows"] for row in found}
+
+    assert shown(10) == {("basel", "east"): 11, ("bern", "east"): 11, (None, "east"): 22} | {
+        (name, "west"): rows for name, rows in (("basel", 49), ("bern", 49), (None, 98))
+    }
+    assert shown(9)["basel", "east"] is None
+    assert shown(9)[None, "east"] == 22
+    assert shown(4)[None, "east"] is None

@@ -29,13 +29,14 @@ ANALYSES = {
     "glm": LOGISTIC,
     "describe": {"kind": "describe", "by": "stage", "patients_per_sum": 80},
     "cox": {"kind": "cox", "formula": "Surv(days, died) ~ age + sex"},
+    "cox on a grid": {"kind": "cox", "formula": "Surv(days, died) ~ age + sex", "grid": 25},
     "km": {"kind": "km", "formula": "Surv(days, died) ~ sex", "grid": 50},
     "compare": {"kind": "compare", "formula": "dose ~ age + sex", "family": "gaussian", "coefficient": "age"},
     "calibration": {"kind": "calibration", "formula": "died ~ age + sex"},
     "curves": {"kind": "glm", "formula": "days ~ poly(age, 2) + spline(dose, 2, 5, 8)", "family": "gamma"},
     "theta": {"kind": "glm", "formula": "visits ~ dose", "family": "negative-binomial", "theta": 4},
 }
-SLOW = {"cox", "km", "compare", "calibration", "curves", "theta"}
+SLOW = {"cox", "cox on a grid", "km", "compare", "calibration", "curves", "theta"}
 
 
 class Institutions:
@@ -102,6 +103,21 @@ def test_a_site_whose_policy_refuses_names_the_line_to_itself_alone_and_nobody_h
     assert institutions.num_totals() == 0
 
 
+def test_exact_times_are_refused_under_the_default_floors_and_the_lines_stay_at_home(institutions, caplog):
+    institutions.change(0, policy={"patients_per_cell": 1, "patients_per_sum": 1})
+    institutions.change(2, policy={"patients_per_cell": 1, "patients_per_sum": 1})
+    asked = {**ANALYSES["cox on a grid"], "grid": 1, "patients_per_cell": 1, "patients_per_sum": 1}
+    found = institutions.found(institutions.written(asked))
+
+    assert [type(each) for each in found] == [ConfigError, RefusedByPolicy, ConfigError]
+    assert "policy" not in " ".join(str(each) for each in found[::2])
+    assert [record.getMessage() for record in caplog.records if "refuses" in record.getMessage()] == [
+        "node-1 refuses: policy.patients_per_cell = 5: the analysis asks for 1",
+        "node-1 refuses: policy.patients_per_sum = 10: the analysis asks for 1",
+    ]
+    assert institutions.num_totals() == 0
+
+
 def test_small_cells_of_one_site_are_refused_by_it_alone(institutions):
     found = institutions.found(institutions.written({**LOGISTIC, "patients_per_cell": 25, "cells": "site"}))
 
@@ -165,7 +181,7 @@ def test_a_member_that_does_not_come_is_named(institutions):
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({**ANALYSES["cox"], "grid": 50}, "one baseline for all is not offered between institutions yet"),
+        ({**ANALYSES["cox"], "formula": "Surv(days, died) ~ age * dose * stage * sex * visits", "grid": 0.2}, "and 4,194,304 are the most"),
         ({**LOGISTIC, "formula": "died ~ weight"}, "weight: no variable of the contract"),
         ({**LOGISTIC, "contract": 5}, "contract = 5: expected the file of the data contract"),
         ({**LOGISTIC, "contract": None}, "contract: required, but missing"),

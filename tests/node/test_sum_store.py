@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,9 +60,9 @@ def test_two_processes_of_a_site_do_not_share_the_folder(tmp_path):
         pass
 
 
-def changed_byte(path):
+def changed_byte(path, place=None):
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+    content[len(content) // 2 if place is None else place] ^= 1
     path.write_bytes(content)
 
 
@@ -81,9 +83,40 @@ def test_a_damaged_log_is_named(tmp_path, damage):
 def test_a_damaged_copy_is_named(tmp_path, name):
     filled(tmp_path)
     (path,) = [each for each in (tmp_path / name).rglob("*") if each.is_file()]
-    changed_byte(path)
+    changed_byte(path, -1)
     with SumFolder(tmp_path) as store, pytest.raises(StoreError, match=f"{path.name}: is damaged; remove the file"):
         _ = store.totals(STUDY), store.signed(STUDY)
+
+
+def test_every_beginning_of_a_total_is_left_out_and_zeros_are(tmp_path):
+    filled(tmp_path)
+    path = tmp_path / "totals" / STUDY / SENT.sum_id
+    whole = path.read_bytes()
+    for left in [*(whole[:size_bytes] for size_bytes in range(len(whole))), bytes(len(whole))]:
+        path.write_bytes(left)
+        with SumFolder(tmp_path) as store:
+            assert store.totals(STUDY) == {}
+            assert store.sent() == [SENT]
+    with SumFolder(tmp_path) as store:
+        store.keep_total(STUDY, SENT.sum_id, TOTAL)
+    with SumFolder(tmp_path) as store:
+        assert store.totals(STUDY)[SENT.sum_id].tolist() == TOTAL.tolist()
+
+
+def test_a_sum_waits_for_its_entry_alone_and_the_folder_for_totals_when_it_is_closed(tmp_path, monkeypatch):
+    filled(tmp_path / "sums")
+    synced = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (synced.append(str(Path(f"/proc/self/fd/{handle}").readlink())), fsync(handle)))
+    total = tmp_path / "sums" / "totals" / STUDY / ("ab" * 32)
+    with SumFolder(tmp_path / "sums") as store:
+        synced.clear()
+        store.append_sent(replace(SENT, sum_id="ab" * 32))
+        store.keep_total(STUDY, "ab" * 32, TOTAL)
+        assert synced == [str(tmp_path / "sums" / "log.jsonl")]
+        synced.clear()
+
+    assert synced == [str(total), str(total.parent), str(total.parent.parent)]
 
 
 def test_a_total_under_anothers_name_is_damage(tmp_path):

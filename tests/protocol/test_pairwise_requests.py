@@ -37,7 +37,7 @@ def test_a_refusal_is_held_once_and_only_of_what_was_asked():
     for _ in range(1000):
         node.hear("a", unasked)
 
-    assert list(node.protocol.pace.requests) == [("a", 5, None)]
+    assert list(node.protocol.pace.requests) == [("a", 5, True)]
 
     node.protocol.pace.requests.clear()
     node.protocol.stop("rounds", 0)

@@ -8,6 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from secure_members import Network, drawn_values, terms_of
 
+from p2pfl.protocol.secure_session import SecureSession
+from p2pfl.wire.secure_messages import Opening
+
 GRAPHS = {
     "path": nx.path_graph(5),
     "star": nx.star_graph(4),
@@ -47,3 +50,21 @@ def test_any_graph_any_set_any_order(data):
 
     found.assert_exact()
     assert found.refused == []
+
+
+def test_a_statement_that_comes_by_two_ways_is_verified_once(monkeypatch):
+    verified, check_signed = [], SecureSession.check_signed
+
+    def counted(session, message):
+        if not isinstance(message, Opening):
+            verified.append((id(session), message))
+        check_signed(session, message)
+
+    monkeypatch.setattr(SecureSession, "check_signed", counted)
+    found = network(GRAPHS["complete"], check=True)
+    found.open(0)
+    found.run()
+
+    found.assert_exact()
+    assert len(verified) == 4 * 3 * (1 + 2 * 3)  # held totals, and of two sums digests, totals and values
+    assert len(set(verified)) == len(verified)

@@ -271,11 +271,13 @@ LINES = {
     "doctor": [["site.yaml"]],
     "data check": [["site.yaml"], ["site.yaml", "--contract", "sent.yaml"]],
     "data freeze": [["site.yaml"], ["site.yaml", "--contract", "sent.yaml"]],
+    "data prepare": [["sent.yaml"], ["sent.yaml", "--from", "sent.yaml"]],
     "stats describe": [["site.yaml", "--contract", "sent.yaml"]],
     "stats glm": [["y ~ x", "site.yaml", "--contract", "sent.yaml"]],
     "stats cox": [["Surv(t, e) ~ x", "site.yaml", "--contract", "sent.yaml"]],
     "stats km": [["Surv(t, e) ~ x", "site.yaml", "--contract", "sent.yaml"]],
     "stats compare": [["Surv(t, e) ~ x", "site.yaml", "--contract", "sent.yaml"]],
+    "stats released": [["site.yaml"]],
     "stats together": [["sent.yaml", "site.yaml"], ["site.yaml", "site.yaml"]],
 }
 """What each command can be given that somebody sent."""

@@ -366,6 +366,20 @@ def test_the_updates_of_this_exchange_and_the_next_are_held_apart():
     assert link.receive(large_frames(8)[1], exchange=8).dropped == "duplicate"
 
 
+def test_updates_are_kept_until_they_are_released_also_where_the_neighbour_has_left():
+    link = open_session(LARGE)
+    for exchange in (7, 8):
+        for message in large_frames(exchange, value=float(exchange)):
+            received = link.receive(message, exchange=7).received
+        link.keep(received)
+    link.receive(frames_of(Goodbye(reason="finished")), exchange=7)
+    link.release({8, 9})
+
+    assert link.kept(8) is received
+    with pytest.raises(KeyError):
+        link.kept(7)
+
+
 def test_what_was_coming_in_when_its_exchange_ended_is_given_up():
     link, frames = open_session(LARGE), large_frames()
     link.receive(frames[0], exchange=7)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from p2pfl.experiment.plan import Plan
 from p2pfl.faults.script import FaultScript
-from p2pfl.paces import Held, Pace
+from p2pfl.paces import Chosen, Pace
 from p2pfl.simulator.events.node import EventNode, Message, message_of
 from p2pfl.simulator.events.simulation import EventRecords, Groups
 from p2pfl.simulator.events.timeline import Timeline
@@ -62,7 +62,7 @@ class AsynchronousEvents:
         self.timeline = Timeline(plan, faults, "trained", "arrived", "left", "merge")
         pace = plan.experiment.pace
         self._edges = [_SimulatedEdges(node) for node in self.nodes]
-        self._paces: list[Pace[Message]] = [pace.kind.of(edges, edges, max_age=pace.max_age) for edges in self._edges]
+        self._paces: list[Pace] = [pace.kind.of(edges, edges, max_age=pace.max_age) for edges in self._edges]
         self._sent: list[dict[str, Tensor]] = [{} for _ in self.nodes]
         self._sent_s = [0.0] * len(self.nodes)
         self._waited_s = [0.0] * len(self.nodes)
@@ -90,7 +90,7 @@ class AsynchronousEvents:
             case "arrived":
                 assert message is not None
                 peer, number = content
-                self._paces[row].receive(peer, number, message)
+                self._receive(self.nodes[row], peer, number, message)
             case "left":
                 self._edges[row].left.add(*content)
             case "merge" if self._paces[row].is_over(self.timeline.now_s):
@@ -101,6 +101,13 @@ class AsynchronousEvents:
             self._waiting.remove(row)
             self.timeline.at(self.timeline.now_s, "merge", row)
         return True
+
+    def _receive(self, node: EventNode, peer: str, number: int, message: Message) -> None:
+        """Keep a neighbour's message, if the node's pace needs it."""
+        pace = self._paces[node.row]
+        if pace.receive(peer, number):
+            node.keep(peer, number, message)
+        node.release(peer, pace.needed(peer))
 
     def _begin(self, node: EventNode) -> None:
         self._waited_s[node.row] += self.timeline.slowed_s(node)  # counted from the start, so that nodes of equal speed stay together
@@ -122,7 +129,10 @@ class AsynchronousEvents:
         """Merge what a node holds of its neighbours, and begin its next round."""
         sent, pace = self._sent[node.row], self._paces[node.row]
         pace.begin(node.round)
-        merge_newest(self._plan, node, sent, pace.updates())
+        chosen = pace.chosen()
+        for peer in node.messages:
+            node.release(peer, pace.needed(peer))  # what has become too old
+        merge_newest(self._plan, node, sent, {peer: node.messages[peer][each.number] for peer, each in chosen.items()}, chosen)
         size_bytes = self.timeline.bytes_each(node.round, sent)
         skipped = sorted(node.neighbourhood.weights.keys() - {name for name, *_ in node.merged})
         records.add(node, skipped=skipped, bytes_sent=size_bytes * len(node.neighbourhood.receivers), time_s=self.timeline.now_s)
@@ -137,8 +147,12 @@ class AsynchronousEvents:
 
     def tensors(self) -> dict[str, Tensor]:
         """Messages that are held or on their way."""
-        held = [(node.name, peer, each.update) for node in self.nodes for peer, each in self._paces[node.row].kept().items()]
-        newest = {f"newest/{name}-{peer}/{channel}": tensor for name, peer, message in held for channel, tensor in message.items()}
+        held = [(node, peer, each.number) for node in self.nodes for peer, each in self._paces[node.row].kept().items()]
+        newest = {
+            f"newest/{node.name}-{peer}/{channel}": tensor
+            for node, peer, number in held
+            for channel, tensor in node.messages[peer][number].items()
+        }
         return newest | self.timeline.tensors()
 
     def metadata(self) -> dict[str, Any]:
@@ -158,20 +172,20 @@ class AsynchronousEvents:
         for node, number, diverged, all_held in zip(self.nodes, metadata["nodes"], metadata["diverged"], metadata["held"], strict=True):
             node.population.mark_diverged(diverged)
             node.round = number
-            found = {
-                peer: Held(number=held_number, age=age, update=groups[f"newest/{node.name}-{peer}"])
-                for peer, (held_number, age) in all_held.items()
-            }
-            self._paces[node.row].restore(found)
+            self._paces[node.row].restore({peer: Chosen(number=held_number, age=age) for peer, (held_number, age) in all_held.items()})
+            for peer, (held_number, _) in all_held.items():
+                node.keep(peer, held_number, groups[f"newest/{node.name}-{peer}"])
         for edges, left in zip(self._edges, metadata["left"], strict=True):
             edges.left = set(left)
         self._over, self._waited_s = set(metadata["over"]), metadata.get("waited_s", self._waited_s)
         self.timeline.restore(groups, metadata)
 
 
-def merge_newest(plan: Plan, node: EventNode, sent: Mapping[str, Tensor], taken: Mapping[str, Held[Message]]) -> None:
-    """Merge updates into a node, weighted by their ages, and note them for its record."""
-    taken = {name: taken[name] for name in node.neighbourhood.weights if name in taken}
-    weights = plan.weights_by_age(node.neighbourhood.weights, {name: held.age for name, held in taken.items()})
-    node.merge(sent, {name: held.update for name, held in taken.items()}, weights)
-    node.merged = [[name, held.number, held.age] for name, held in taken.items()]
+def merge_newest(
+    plan: Plan, node: EventNode, sent: Mapping[str, Tensor], messages: Mapping[str, Message], chosen: Mapping[str, Chosen]
+) -> None:
+    """Merge the chosen messages into a node, weighted by their ages, and note them for its record."""
+    names = [name for name in node.neighbourhood.weights if name in chosen]
+    weights = plan.weights_by_age(node.neighbourhood.weights, {name: chosen[name].age for name in names})
+    node.merge(sent, {name: messages[name] for name in names}, weights)
+    node.merged = [[name, chosen[name].number, chosen[name].age] for name in names]

@@ -5,7 +5,7 @@ Shapes: one row a node, P parameters.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -32,6 +32,8 @@ class EventNode:
         self.loss: float | None = None
         self.merged: list[list[Any]] = []
         """Updates merged in this round, in order, as the records hold them."""
+        self.messages: dict[str, dict[int, Message]] = {}
+        """Messages that its pace needs, by sender and number."""
         self.squared: float | None = None
         self.norm: float | None = None
         """sum_j ||x_i - x_j||**2 and ||x_i|| of this round's merges; None where no models were compared, or sent."""
@@ -46,6 +48,14 @@ class EventNode:
     def outgoing(self) -> dict[str, Tensor]:
         """Tensors that it sends in this round, (1, ...) by channel."""
         return self.population.outgoing(self.round, 0, local_steps=self._plan.experiment.local_steps_at(self.round))
+
+    def keep(self, peer: str, number: int, message: Message) -> None:
+        """Keep a neighbour's message until it is released."""
+        self.messages.setdefault(peer, {})[number] = message
+
+    def release(self, peer: str, needed: Collection[int]) -> None:
+        """Let go of a neighbour's messages, but those of some numbers."""
+        self.messages[peer] = {number: message for number, message in self.messages.get(peer, {}).items() if number in needed}
 
     def merge(self, sent: Mapping[str, Tensor], messages: Mapping[str, Message], weights: Mapping[str, float]) -> None:
         """Merge messages of neighbours into what was `sent`, with the weight w_ij of each."""

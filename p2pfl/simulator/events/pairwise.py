@@ -30,7 +30,7 @@ class PairwiseNode:
         """Or "waiting": after its local steps, until it begins again."""
         self.closed: dict[str, int] = {}
         """By neighbour, the last exchange that is over."""
-        self.pace: Pairwise[Message] = Pairwise(me=name, closed_through=lambda peer: self.closed.get(peer, -1))
+        self.pace = Pairwise(me=name, closed_through=lambda peer: self.closed.get(peer, -1))
         self.left: set[str] = set()
         self.is_over = False
 
@@ -46,6 +46,18 @@ class PairwiseNode:
         self.steps.train()
         population.replace_state(population.recipe.algorithm.apply_stale_update(now, self.start, population.state))
         self.stage = "waiting"
+
+    def receive(self, peer: str, number: int, message: Message | None) -> None:
+        """Take a neighbour's request or answer; None: a refusal."""
+        if message is None:
+            self.pace.note_busy(peer, number)
+        elif self.pace.receive(peer, number):
+            self.steps.keep(peer, number, message)
+
+    def release(self) -> None:
+        """Let go of messages that the pace needs no more."""
+        for peer in self.steps.messages:
+            self.steps.release(peer, self.pace.needed(peer))
 
     def meet(self, peer: str, number: int, message: Message) -> None:
         """Go half of the way to a neighbour's model."""
@@ -71,7 +83,7 @@ class PairwiseNode:
             "stage": self.stage,
             "asked": self.pace.asked,
             "closed": self.closed,
-            "deferred": [[peer, number] for peer, (number, _) in self.pace.deferred.items()],
+            "deferred": [[peer, number] for peer, number in self.pace.deferred.items()],
             "left": sorted(self.left),
             "is_over": self.is_over,
         }
@@ -83,8 +95,9 @@ class PairwiseNode:
         steps.round, steps.loss, steps.merged = saved["round"], saved["loss"], saved["merged"]
         steps.squared, steps.norm = saved["squared"], saved["norm"]
         self.start, self.stage, self.closed = dict(groups[f"start/{steps.name}"]), saved["stage"], saved["closed"]
-        deferred = {peer: (number, groups[f"deferred/{steps.name}.{place}"]) for place, (peer, number) in enumerate(saved["deferred"])}
-        self.pace.restore_requests(saved["asked"], deferred, has_ended=saved["is_over"])
+        for place, (peer, number) in enumerate(saved["deferred"]):
+            steps.keep(peer, number, groups[f"deferred/{steps.name}.{place}"])
+        self.pace.restore_requests(saved["asked"], dict(saved["deferred"]), has_ended=saved["is_over"])
         self.left, self.is_over = set(saved["left"]), saved["is_over"]
 
 
@@ -112,7 +125,10 @@ class PairwiseEvents:
             case "trained", row, _, _:
                 self._ask(self._nodes[row], records)
             case "came", row, (peer, number, _), message:
-                self._receive(self._nodes[row], peer, number, message, records)
+                node = self._nodes[row]
+                node.receive(peer, number, message)
+                self._answer_all(node, records)
+                node.release()
             case "left", row, (peer,), _:
                 self._nodes[row].left.add(peer)
         return True
@@ -126,26 +142,25 @@ class PairwiseEvents:
             return
         self._send(node, peer, node.pace.ask(peer), message_of(node.steps.outgoing()))
 
-    def _receive(self, node: PairwiseNode, peer: str, number: int, message: Message | None, records: EventRecords) -> None:
-        """Take a neighbour's request or answer."""
-        node.pace.receive(peer, number, message)
+    def _answer_all(self, node: PairwiseNode, records: EventRecords) -> None:
+        """Answer requests, and take in the answer to the node's own, where it has come."""
         while (request := node.pace.next()) is not None:
             self._answer(node, request)
         asked = node.pace.asked
         if asked is None or not node.pace.is_over(self.timeline.now_s):
             return
-        answers = node.pace.updates()
-        for held in answers.values():
-            node.meet(*asked, held.update)
+        answers = node.pace.chosen()
+        for peer, answer in answers.items():
+            node.meet(peer, answer.number, node.steps.messages[peer][answer.number])
         node.closed[asked[0]] = asked[1]
         for request in node.pace.conclude():
             self._answer(node, request)
         self._end_round(node, records, skipped=[] if answers else [asked[0]])
 
-    def _answer(self, node: PairwiseNode, request: Request[Message]) -> None:
+    def _answer(self, node: PairwiseNode, request: Request) -> None:
         own = message_of(node.steps.outgoing()) if request.is_welcome else None
         if request.is_welcome:
-            node.meet(request.peer, request.number, request.update)
+            node.meet(request.peer, request.number, node.steps.messages[request.peer][request.number])
         node.closed[request.peer] = request.number
         self._send(node, request.peer, request.number, own)
 
@@ -179,7 +194,8 @@ class PairwiseEvents:
         for node in self._nodes:
             name = node.steps.name
             found |= {f"start/{name}/{key}": tensor for key, tensor in node.start.items()}
-            for place, (_, message) in enumerate(node.pace.deferred.values()):
+            for place, (peer, number) in enumerate(node.pace.deferred.items()):
+                message = node.steps.messages[peer][number]
                 found |= {f"deferred/{name}.{place}/{channel}": tensor for channel, tensor in message.items()}
         return found
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from p2pfl.errors import ConfigError, StoreError
 from p2pfl.evaluation.progress import Progress
 from p2pfl.experiment.plan import Plan
-from p2pfl.paces.base import Held
+from p2pfl.paces import Chosen
 from p2pfl.runs.folder import RunFolder
 from p2pfl.runs.records import read_run
 from p2pfl.runs.stopwatch import Stopwatch
@@ -94,8 +94,9 @@ class AsynchronousReplay:
         merged = step.row["merged"]
         if any((peer, number) not in self._messages for peer, number, _ in merged):
             return False
-        taken = {peer: Held(number=number, update=self._messages[peer, number], age=age) for peer, number, age in merged}
-        merge_newest(self._plan, node, self._sent.pop(node.name), taken)
+        messages = {peer: self._messages[peer, number] for peer, number, _ in merged}
+        chosen = {peer: Chosen(number=number, age=age) for peer, number, age in merged}
+        merge_newest(self._plan, node, self._sent.pop(node.name), messages, chosen)
         for peer, number, _ in merged:
             self._wanted[peer, number] -= 1
         for key in [key for key in self._messages if not self._wanted[key]]:

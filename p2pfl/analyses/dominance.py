@@ -1,0 +1,104 @@
+"""Columns of a model that are about few patients: a number that nearly all have alike, or one beside which all others are small.
+
+The coefficient of such a column is the outcome of these patients. Each site looks at its own rows as soon as the total spread of a column
+is known, before anything about the outcome leaves.
+
+Shapes: M complete rows of one site, P columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from p2pfl.analyses.leading import FewPatientsHere
+from p2pfl.analyses.rows import ModelColumns, SiteRows
+from p2pfl.analyses.spec import AnalysisSpec
+from p2pfl.statistics.sums import Numbers, Result, SumRequest
+
+_MEANS, _SQUARES = "rows and means", "squares around the means"
+
+
+def without_dominated_columns(
+    spec: AnalysisSpec,
+    model: ModelColumns,
+    part: Callable[[SiteRows[Any]], Any],
+    analysis: Generator[SumRequest[SiteRows[Any]], Numbers, Result],
+) -> Generator[SumRequest[SiteRows[Any]], Numbers, Result]:
+    """Let a model go on where at no site few patients make up the spread of a column.
+
+    Args:
+        spec: of the analysis.
+        model: its columns.
+        part: makes a site's rows with all columns.
+        analysis: fits the model.
+
+    A column that is 0 for all but m of n patients has a part of 1 - m / n of its spread from these m. Of k such patients any k - 1 have
+    less than (k - 1) / k of it, so the column is refused from this part on.
+
+    Raises:
+        FewPatientsHere: at a site, when it is asked for its numbers.
+    """
+    means = squares = None
+    try:
+        request = next(analysis)
+        while True:
+            if means is not None and squares is not None:
+                request, means = _checked(request, spec, model, part, means, squares), None  # once: rows stay the same
+            total = yield request
+            if request.statistic == _MEANS:
+                means = total[1:] / max(float(total[0]), 1.0)
+            elif request.statistic == _SQUARES:
+                squares = total
+            request = analysis.send(total)
+    except StopIteration as end:
+        result: Result = end.value
+        return result
+
+
+def _checked(
+    request: SumRequest[SiteRows[Any]],
+    spec: AnalysisSpec,
+    model: ModelColumns,
+    part: Callable[[SiteRows[Any]], Any],
+    means_P: Numbers,
+    squares_P: Numbers,
+) -> SumRequest[SiteRows[Any]]:
+    def own(site: SiteRows[Any]) -> Numbers:
+        fewest = spec.patients_per_cell
+        columns_MP = part(site).columns_MP / model.units_P
+        parts_P = part_of_few(columns_MP, site.patients_M, means_P, squares_P, fewest - 1)
+        for name, of_few in zip(model.names, parts_P, strict=True):
+            if fewest > 1 and of_few >= 1 - 1 / fewest:
+                raise FewPatientsHere(
+                    f"policy.patients_per_cell: fewer than {fewest} patients of this site make up nearly all differences in {name}: "
+                    "leave it out, take its logarithm, or declare a number with few values as integer"
+                )
+        return request.contribution(site)
+
+    return replace(request, contribution=own)
+
+
+def part_of_few(columns_MP: Numbers, patients_M: NDArray[np.int64], means_P: Numbers, squares_P: Numbers, num_patients: int) -> Numbers:
+    """Part of each column's squares around its mean over all sites that a site's few most distant patients have, (P,).
+
+    Args:
+        columns_MP: of the site, in the units of the sums.
+        patients_M: of the site's rows, by number.
+        means_P: over all sites.
+        squares_P: over all sites, around the means.
+        num_patients: of the site, how many are few.
+    """
+    if num_patients < 1 or not len(patients_M):
+        return np.zeros(len(means_P))
+    squares_MP = (columns_MP - means_P) ** 2
+    places_M = np.unique(patients_M, return_inverse=True)[1].reshape(-1)
+    of_patients_NP = np.zeros((int(places_M.max()) + 1, len(means_P)))
+    np.add.at(of_patients_NP, places_M, squares_MP)
+    largest_P = np.partition(of_patients_NP, max(len(of_patients_NP) - num_patients, 0), axis=0)[-num_patients:].sum(axis=0)
+    is_constant_P = squares_P <= np.finfo(np.float64).eps * means_P**2 * len(patients_M)
+    return np.where(is_constant_P, 0.0, largest_P / np.where(is_constant_P, 1.0, squares_P))
