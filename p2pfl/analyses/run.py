@@ -19,7 +19,7 @@ from p2pfl.analyses.models import MetaResult, compare_coefficient, cox, glm, sit
 from p2pfl.analyses.policy import Kind, RefusedByPolicy
 from p2pfl.analyses.release_log import ReleaseLog
 from p2pfl.analyses.releases import RecordedRows, recorded, with_release
-from p2pfl.analyses.rows import cox_rows, design_rows, survival_rows
+from p2pfl.analyses.rows import SiteRows, cox_rows, design_rows, survival_rows
 from p2pfl.analyses.site_files import AnalysisSite
 from p2pfl.analyses.spec import AnalysisSpec
 from p2pfl.analyses.variables import is_survival
@@ -105,7 +105,7 @@ def run_analysis(spec: AnalysisSpec, contract: Contract, sites: Sequence[Analysi
         if reasons := tuple(site.policy.refusals(spec, contract)):
             raise refused(site.name, reasons)
     analysis, rows_of = conversation(spec, contract, len(sites))
-    rows = _rows(spec, sites, rows_of)
+    rows = _rows(sites, rows_of)
     _check_several(sites, rows)
     with ExitStack() as logs:
         recorded_rows = [RecordedRows(rows=own, release=None) for own in rows]
@@ -120,7 +120,12 @@ def run_analysis(spec: AnalysisSpec, contract: Contract, sites: Sequence[Analysi
     return result
 
 
-def _rows(spec: AnalysisSpec, sites: Sequence[AnalysisSite], rows_of: Callable[[CheckedTable], Any]) -> list[Any]:
+def placed(rows: Any, place: int) -> Any:
+    """Rows of a site with its place among all sites, for an analysis that takes a summary of each."""
+    return replace(rows, place=place) if isinstance(rows, SiteRows) else rows
+
+
+def _rows(sites: Sequence[AnalysisSite], rows_of: Callable[[CheckedTable], Any]) -> list[Any]:
     """Make each site's rows for an analysis; ConfigError with what is wrong at all sites."""
     rows, findings = [], []
     for place, site in enumerate(sites):
@@ -129,7 +134,7 @@ def _rows(spec: AnalysisSpec, sites: Sequence[AnalysisSite], rows_of: Callable[[
         except ConfigError as error:
             findings += [f"{site.name}: {each}" for each in error.findings]
             continue
-        rows.append(replace(own, place=place) if spec.kind == "mixed" else own)
+        rows.append(placed(own, place))
     if findings:
         raise ConfigError(findings)
     return rows

@@ -13,7 +13,7 @@ from p2pfl.analyses.leading import FewPatientsHere
 from p2pfl.analyses.policy import RefusedByPolicy
 from p2pfl.analyses.release_log import ReleaseLog
 from p2pfl.analyses.releases import recorded, with_release
-from p2pfl.analyses.run import Conversation, conversation, refused
+from p2pfl.analyses.run import Conversation, conversation, placed, refused
 from p2pfl.analyses.site_files import SiteSettings, load_settings
 from p2pfl.analyses.spec import AnalysisSpec
 from p2pfl.analyses.sum_plan import planned_sums
@@ -63,18 +63,20 @@ def analyse_together(
     own = load_settings(site_path)
     spec, contract = _load_analysis(analysis_path, own)
     spec.check(contract)
-    sums = planned_sums(spec, contract)
+    site = SiteFile.load(site_path)
+    study = load_study(site.study)
+    sums = planned_sums(spec, contract, len(study.names))
     _check_size(sums)
-    study = load_study(SiteFile.load(site_path).study)
     terms = sum_terms(study, sums, agreement=hashlib.sha256(canonical([spec.as_dict(), contract.digest])).hexdigest())
-    analysis, rows_of = conversation(spec, contract)
+    analysis, rows_of = conversation(spec, contract, len(study.names))
     refusal, rows = None, None
     try:
         with ExitStack() as logs:
             if not (reasons := tuple(own.policy.refusals(spec, contract))):
                 table = site_rows(own.section, contract)[1]
                 log = logs.enter_context(ReleaseLog.beside(own.section.keys))
-                rows = with_release(log, spec, contract, table, rows_of(table), study=study.digest, cohort=own.section.cohort)
+                own_rows = placed(rows_of(table), study.names.index(site.member))
+                rows = with_release(log, spec, contract, table, own_rows, study=study.digest, cohort=own.section.cohort)
                 reasons = (*_restored(site_path), *rows.refusals(own.policy))
             if reasons:
                 refusal = refused(own.name, reasons)

@@ -16,9 +16,6 @@ from study_tables import changed, data, made, stays, write_study
 from commands import run_here
 from p2pfl.analyses import stats
 from p2pfl.analyses.policy import RefusedByPolicy
-from p2pfl.analyses.spec import AnalysisSpec
-from p2pfl.analyses.sum_plan import planned_sums
-from p2pfl.data.contract import Contract
 from p2pfl.errors import ConfigError
 
 MEANS = {"may_release": ["site_means"]}
@@ -188,9 +185,3 @@ def test_one_site_with_rows_makes_no_mixed_model(study, tmp_path):
     contract, sites = write_study(tmp_path, (variables, outcome, [row for row in rows if row["dose"]]), policy=MEANS)
     with pytest.raises(ConfigError, match="one site alone has rows"):
         stats.mixed(FORMULA, contract=contract, sites=sites)
-
-
-def test_no_sums_are_planned_between_institutions(files):
-    spec = AnalysisSpec.from_mapping({"kind": "mixed", "formula": FORMULA})
-    with pytest.raises(ConfigError, match="mixed is not offered between institutions yet"):
-        planned_sums(spec, Contract.load(files["contract"]))
