@@ -84,8 +84,13 @@ def count_patients(spec: AnalysisSpec, num_parameters: int = 0) -> Generator[Sum
     return Counts(num_patients=round(patients), num_rows=round(rows), num_missing=shown_count(missing, spec.patients_per_cell))
 
 
-def check_cross_table(spec: AnalysisSpec, contract: Contract) -> Generator[SumRequest[Any], Numbers, None]:
+def check_cross_table(spec: AnalysisSpec, contract: Contract, *, is_at_sites: bool = False) -> Generator[SumRequest[Any], Numbers, None]:
     """Hold the floor of a cell for all combinations of the categorical variables, the outcome's included.
+
+    Args:
+        spec: says whether each single site holds it as well.
+        contract: of all sites.
+        is_at_sites: whether each single site holds it whatever *spec* says.
 
     Raises:
         ConfigError: a combination has too few patients, or no patient has a category.
@@ -98,7 +103,7 @@ def check_cross_table(spec: AnalysisSpec, contract: Contract) -> Generator[SumRe
 
     def own(site: SiteRows[Any]) -> Numbers:
         counts = site.patients_by_cell(size)
-        if spec.cells == "site" and is_small(counts, fewest):
+        if (is_at_sites or spec.cells == "site") and is_small(counts, fewest):
             raise FewPatientsHere(f"policy.patients_per_cell: a combination of {named} has fewer than {fewest} patients of this site")
         return counts
 

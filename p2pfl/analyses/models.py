@@ -5,9 +5,9 @@ Arrays of results are (P,) in the order of their names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -76,15 +76,7 @@ class ModelResult:
 
     def records(self) -> list[dict[str, Any]]:
         """One row for each coefficient, for CSV and JSON."""
-        ratio = _RATIOS.get(self.fit.family if isinstance(self.fit, GLMFit) else "cox")
-        found = []
-        columns = (self.names, self.params, self.bse, self.params / self.bse, self.pvalues, self.conf_int())
-        for name, value, error, statistic, pvalue, (low, high) in zip(*columns, strict=True):
-            row = {"name": name, "estimate": value, "se": error, "statistic": statistic, "p": pvalue, "low": low, "high": high}
-            if ratio is not None:
-                row |= {ratio.replace(" ", "_"): np.exp(value), "ratio_low": np.exp(low), "ratio_high": np.exp(high)}
-            found.append({key: each if isinstance(each, str) else float(each) for key, each in row.items()})
-        return found
+        return coefficient_records(self.fit, self.spec.level, _RATIOS.get(self.fit.family if isinstance(self.fit, GLMFit) else "cox"))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -106,13 +98,8 @@ class ModelResult:
         fit, level = self.fit, f"{100 * self.spec.level:g} %"
         is_t = isinstance(fit, GLMFit) and fit.has_dispersion
         records = self.records()
-        rows = [
-            (each["name"], figure(each["estimate"]), figure(each["se"], 4), figure(each["statistic"], 4), p_value(each["p"]),
-             figure(each["low"]), figure(each["high"]))
-            for each in records
-        ]  # fmt: skip
         lines = [*wrapped(self._title()), *wrapped(counted(self.counts, self.spec)), ""]
-        lines += text_table(("", "estimate", "SE", "t" if is_t else "z", "p", f"{level} from", "to"), rows)
+        lines += coefficient_table(records, self.spec.level, "t" if is_t else "z")
         if (ratio := _RATIOS.get(fit.family if isinstance(fit, GLMFit) else "cox")) is not None:
             key = ratio.replace(" ", "_")
             ratios = [(r["name"], figure(r[key]), figure(r["ratio_low"]), figure(r["ratio_high"])) for r in records if r["name"][0] != "("]
@@ -149,6 +136,56 @@ class ModelResult:
             f"tests: {tests}",
             *([] if self.cells is None else [str(self.cells)]),
         ]
+
+
+class Fit(Protocol):
+    """A fitted model with standard errors; arrays are (P,) in the order of the names."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the coefficients of the model."""
+        ...
+
+    @property
+    def params(self) -> Numbers:
+        """Estimated coefficients of the model, (P,)."""
+        ...
+
+    @property
+    def bse(self) -> Numbers:
+        """Standard errors of the coefficients, (P,)."""
+        ...
+
+    @property
+    def pvalues(self) -> Numbers:
+        """Two-sided p-values of Wald's test, (P,)."""
+        ...
+
+    def conf_int(self, level: float = 0.95) -> Numbers:
+        """Confidence intervals of the coefficients, (P, 2)."""
+        ...
+
+
+def coefficient_records(fit: Fit, level: float, ratio: str | None = None) -> list[dict[str, Any]]:
+    """One row for each coefficient of a fit; *ratio* names what its exponential is."""
+    found = []
+    columns = (fit.names, fit.params, fit.bse, fit.params / fit.bse, fit.pvalues, fit.conf_int(level))
+    for name, value, error, statistic, pvalue, (low, high) in zip(*columns, strict=True):
+        row = {"name": name, "estimate": value, "se": error, "statistic": statistic, "p": pvalue, "low": low, "high": high}
+        if ratio is not None:
+            row |= {ratio.replace(" ", "_"): np.exp(value), "ratio_low": np.exp(low), "ratio_high": np.exp(high)}
+        found.append({key: each if isinstance(each, str) else float(each) for key, each in row.items()})
+    return found
+
+
+def coefficient_table(records: Sequence[dict[str, Any]], level: float, statistic: str) -> list[str]:
+    """Lines of a table of coefficients for people."""
+    rows = [
+        (each["name"], figure(each["estimate"]), figure(each["se"], 4), figure(each["statistic"], 4), p_value(each["p"]),
+         figure(each["low"]), figure(each["high"]))
+        for each in records
+    ]  # fmt: skip
+    return text_table(("", "estimate", "SE", statistic, "p", f"{100 * level:g} % from", "to"), rows)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

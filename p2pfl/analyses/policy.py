@@ -46,8 +46,8 @@ class Policy:
     """site: only analyses whose cells hold nobody or enough at each single site."""
     analyses: tuple[Kind, ...] | None = None
     """Kinds that the site answers; None: all."""
-    may_release: tuple[Literal["site_estimates"], ...] = ()
-    """Results of this site alone that may be shown: the estimate in a comparison of sites."""
+    may_release: tuple[Literal["site_estimates", "site_means"], ...] = ()
+    """Numbers of this site alone that others may know: its estimate in a comparison of sites, its means and products for a mixed model."""
     most_analyses: Annotated[int, Field(ge=1)] | None = None
     """Most analyses that may use one variable, over all studies in the site's log of releases; None: any number."""
     variables: tuple[str, ...] | None = None
@@ -79,6 +79,8 @@ class Policy:
             yield "policy.cells = 'site': the analysis counts its cells over all sites"
         if self.analyses is not None and spec.kind not in self.analyses:
             yield f"policy.analyses = [{', '.join(self.analyses)}]: the analysis is {spec.kind}"
+        if spec.kind == "mixed" and "site_means" not in self.may_release:
+            yield f"policy.may_release = [{', '.join(self.may_release)}]: the analysis takes this site's means and products, site_means"
         if self.variables is not None:
             others = [name for name in dict.fromkeys([*spec.names_used(contract), *spec.common]) if name not in self.variables]
             if others:

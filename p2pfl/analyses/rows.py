@@ -56,6 +56,8 @@ class SiteRows(Generic[Part]):
     """Rows that were left out because a value is missing."""
     inputs_MK: Numbers = field(default_factory=lambda: np.zeros((0, 0)))
     """Number that each polynomial or spline is of."""
+    place: int = 0
+    """Place of the site among all, for analyses that take a summary of each."""
 
     @property
     def num_patients(self) -> int:

@@ -14,11 +14,12 @@ from p2pfl.analyses.common_rows import counted_rows
 from p2pfl.analyses.curves import compare_groups, km
 from p2pfl.analyses.descriptions import describe_variables
 from p2pfl.analyses.leading import FewPatientsHere, lead
+from p2pfl.analyses.mixed import mixed
 from p2pfl.analyses.models import MetaResult, compare_coefficient, cox, glm, site_estimate
 from p2pfl.analyses.policy import Kind, RefusedByPolicy
 from p2pfl.analyses.release_log import ReleaseLog
 from p2pfl.analyses.releases import RecordedRows, recorded, with_release
-from p2pfl.analyses.rows import cox_rows, design_rows, survival_rows
+from p2pfl.analyses.rows import SiteRows, cox_rows, design_rows, survival_rows
 from p2pfl.analyses.site_files import AnalysisSite
 from p2pfl.analyses.spec import AnalysisSpec
 from p2pfl.analyses.variables import is_survival
@@ -54,10 +55,15 @@ class Result(Protocol):
 Conversation = Generator[SumRequest[Any], Numbers, Any]
 
 
-def conversation(spec: AnalysisSpec, contract: Contract) -> tuple[Conversation, Callable[[CheckedTable], Any]]:
-    """Sums that an analysis asks for, and the function that makes a site's rows for them. It has passed `AnalysisSpec.check`."""
+def conversation(spec: AnalysisSpec, contract: Contract, num_sites: int = 1) -> tuple[Conversation, Callable[[CheckedTable], Any]]:
+    """Sums that an analysis asks for, and the function that makes a site's rows for them. It has passed `AnalysisSpec.check`.
+
+    A mixed model takes a summary of each of *num_sites* sites, at the `place` of its rows.
+    """
     if spec.kind == "describe":
         return describe_variables(spec, contract), lambda table: counted_rows(spec, table)
+    if spec.kind == "mixed":
+        return mixed(spec, contract, num_sites), lambda table: design_rows(spec, contract, counted_rows(spec, table))
     analysis, rows_of = _OF_KIND[spec.kind, is_survival(spec.parsed)]
     return analysis(spec, contract), lambda table: rows_of(spec, contract, counted_rows(spec, table))
 
@@ -98,15 +104,8 @@ def run_analysis(spec: AnalysisSpec, contract: Contract, sites: Sequence[Analysi
     for site in sites:
         if reasons := tuple(site.policy.refusals(spec, contract)):
             raise refused(site.name, reasons)
-    analysis, rows_of = conversation(spec, contract)
-    rows, findings = [], []
-    for site in sites:
-        try:
-            rows.append(rows_of(site.table))
-        except ConfigError as error:
-            findings += [f"{site.name}: {each}" for each in error.findings]
-    if findings:
-        raise ConfigError(findings)
+    analysis, rows_of = conversation(spec, contract, len(sites))
+    rows = _rows(sites, rows_of)
     _check_several(sites, rows)
     with ExitStack() as logs:
         recorded_rows = [RecordedRows(rows=own, release=None) for own in rows]
@@ -119,6 +118,26 @@ def run_analysis(spec: AnalysisSpec, contract: Contract, sites: Sequence[Analysi
     if isinstance(result, MetaResult):
         return replace(result, sites=_released(spec, contract, sites, rows))
     return result
+
+
+def placed(rows: Any, place: int) -> Any:
+    """Rows of a site with its place among all sites, for an analysis that takes a summary of each."""
+    return replace(rows, place=place) if isinstance(rows, SiteRows) else rows
+
+
+def _rows(sites: Sequence[AnalysisSite], rows_of: Callable[[CheckedTable], Any]) -> list[Any]:
+    """Make each site's rows for an analysis; ConfigError with what is wrong at all sites."""
+    rows, findings = [], []
+    for place, site in enumerate(sites):
+        try:
+            own = rows_of(site.table)
+        except ConfigError as error:
+            findings += [f"{site.name}: {each}" for each in error.findings]
+            continue
+        rows.append(placed(own, place))
+    if findings:
+        raise ConfigError(findings)
+    return rows
 
 
 def _with_log(logs: ExitStack, folder: Path, spec: AnalysisSpec, contract: Contract, site: AnalysisSite, rows: Any) -> RecordedRows[Any]:

@@ -215,6 +215,10 @@ class AnalysisSpec:
             yield f"formula = {shown(self.formula)}: a log-rank test has one variable of groups on the right side"
         if self.kind == "compare" and (curves := [each for term in groups for each in term if each.function in CURVES]):
             yield f"formula: {curves[0]}: sites are compared by models without curves; leave it out, or use glm"
+        if self.kind == "mixed" and () not in formula.terms:
+            yield f"formula = {shown(self.formula)}: a mixed model has an intercept, around which those of the sites lie"
+        if self.kind == "mixed" and formula.offsets:
+            yield f"formula = {shown(self.formula)}: mixed takes no offset"
         if self.kind == "cox" and not groups:
             yield f"formula = {shown(self.formula)}: a Cox model needs a variable on the right side"
 

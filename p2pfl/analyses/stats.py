@@ -12,6 +12,7 @@ from typing import Any
 from p2pfl.analyses.calibration import CalibrationResult
 from p2pfl.analyses.curves import CurvesResult, LogRankResult
 from p2pfl.analyses.descriptions import DescriptionResult
+from p2pfl.analyses.mixed import MixedResult
 from p2pfl.analyses.models import MetaResult, ModelResult
 from p2pfl.analyses.run import run_analysis
 from p2pfl.analyses.site_files import AnalysisSite, load_sites
@@ -20,7 +21,7 @@ from p2pfl.data.contract import Contract
 from p2pfl.errors import ConfigError
 from p2pfl.yaml_files import shown
 
-__all__ = ["calibration", "compare", "cox", "describe", "glm", "km", "run"]
+__all__ = ["calibration", "compare", "cox", "describe", "glm", "km", "mixed", "run"]
 
 Sites = Sequence[Path | str | AnalysisSite]
 
@@ -65,6 +66,12 @@ def glm(formula: str, *, family: FamilyName, contract: Contract | Path | str, si
 def calibration(formula: str, *, contract: Contract | Path | str, sites: Sites, **options: Any) -> CalibrationResult:
     """Fit a logistic model, and hold its risks against the outcomes. *options* are other keys of an `AnalysisSpec`."""
     found: CalibrationResult = run({"kind": "calibration", "formula": formula, **options}, contract, sites)
+    return found
+
+
+def mixed(formula: str, *, contract: Contract | Path | str, sites: Sites, **options: Any) -> MixedResult:
+    """Fit a linear model with a random intercept for each site. *options* are other keys of an `AnalysisSpec`."""
+    found: MixedResult = run({"kind": "mixed", "formula": formula, **options}, contract, sites)
     return found
 
 

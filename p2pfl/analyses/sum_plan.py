@@ -21,6 +21,7 @@ from p2pfl.data.contract import Contract
 from p2pfl.privacy.planned_sum import PlannedSum
 from p2pfl.statistics.families import FAMILIES, NEGATIVE_BINOMIAL
 from p2pfl.statistics.formula import Formula
+from p2pfl.statistics.mixed import SUMMARIES
 from p2pfl.statistics.newton import MOST_ITERATIONS
 
 _Shape = tuple[int, ...]
@@ -29,12 +30,13 @@ _OF_CELLS = "partial likelihood"
 """Beginning of the statistics that have numbers for each cell of time, where one baseline is common to all sites."""
 
 
-def planned_sums(spec: AnalysisSpec, contract: Contract) -> tuple[PlannedSum, ...]:
+def planned_sums(spec: AnalysisSpec, contract: Contract, num_sites: int = 1) -> tuple[PlannedSum, ...]:
     """Sums that an analysis may ask for, in their order. The statistic of each ends in ": " and the name that the analysis gives it.
 
     Args:
         spec: checked against the contract.
         contract: of all sites.
+        num_sites: sites that add numbers, each of which has a place in the summaries that a mixed model takes.
     """
     question = "; ".join(question_of(spec))  # names of variables and formulae have no semicolon
     return tuple(
@@ -45,7 +47,7 @@ def planned_sums(spec: AnalysisSpec, contract: Contract) -> tuple[PlannedSum, ..
             bound=bound_of(statistic),
             may_be_shorter=statistic.startswith(_OF_CELLS) and not spec.is_by_site,
         )
-        for statistic, shape in _sums(spec, contract)
+        for statistic, shape in _sums(spec, contract, num_sites)
     )
 
 
@@ -67,25 +69,30 @@ def formula_text(formula: Formula) -> str:
     return f"{left} ~ {' + '.join(right)}"
 
 
-def _sums(spec: AnalysisSpec, contract: Contract) -> Iterator[tuple[str, _Shape]]:
+def _sums(spec: AnalysisSpec, contract: Contract, num_sites: int) -> Iterator[tuple[str, _Shape]]:
     if spec.kind == "describe":
         yield from _of_descriptions(spec, contract)
         return
     if spec.kind == "calibration":
-        yield from _sums(model_spec(spec), contract)
+        yield from _sums(model_spec(spec), contract, num_sites)
         yield from sums_of_calibration(spec)
         return
     yield "patients and rows", (3,)
     is_gridded = is_survival(spec.parsed) and not spec.is_by_site
-    if (table := CrossTable.of(spec, contract)).names and (spec.kind in ("glm", "cox") or not is_gridded) and spec.kind != "km":
+    if (table := CrossTable.of(spec, contract)).names and (spec.kind in ("glm", "cox", "mixed") or not is_gridded) and spec.kind != "km":
         yield f"cross table of {', '.join(table.names)}", (table.num_cells,)
-    if spec.kind in ("glm", "cox"):
+    if spec.kind in ("glm", "cox", "mixed"):
         yield from sums_of_curves(ModelColumns.of(spec, contract).curves)
     if is_gridded:
         num_groups = 1 if spec.kind == "cox" else len(groups_of(spec, contract)[1])
         yield "counts by cell of time", (2, len(spec.time_cells(contract)), num_groups)
     if spec.kind in ("glm", "cox"):
         yield from _of_models(spec, contract)
+    elif spec.kind == "mixed":
+        size = len(ModelColumns.of(spec, contract).names) + 1  # the outcome is one more column
+        yield "rows and means", (1 + size,)
+        yield "squares around the means", (size,)
+        yield SUMMARIES, (num_sites, size * (size + 1) // 2)
     elif spec.kind == "compare" and not is_survival(spec.parsed):
         yield from [("weighted estimates", (5,))] * _META_SUMS
     elif spec.kind == "compare" and not is_gridded:

@@ -9,7 +9,7 @@ import numpy as np
 
 from p2pfl.data.contract import INDICATOR, Contract
 from p2pfl.data.variables import Variable as ContractVariable
-from p2pfl.statistics.formula import POLY, SPLINE, Formula, Term, Variable
+from p2pfl.statistics.formula import CURVES, POLY, SPLINE, Formula, Term, Variable
 from p2pfl.statistics.splines import natural_spline
 from p2pfl.statistics.sums import Numbers
 from p2pfl.statistics.survival import Integers
@@ -89,6 +89,8 @@ def faults_of_variables(formula: Formula, contract: Contract, known: Sequence[st
             yield f"formula: {each.column} is the outcome, and stands on the right side as well"
         if variable is not None:
             yield from _faults_of_input(each, variable, is_offset=each in formula.offsets)
+        elif each.function in CURVES and each.column in known:
+            yield f"formula: {each}: {each.column} is 0 or 1; a curve needs a number"
     if is_survival(formula):
         yield from _faults_of_survival(formula, contract)
     elif (outcome := contract.variables.get(formula.outcome[0])) is not None:

@@ -133,6 +133,32 @@ def calibration(
 
 
 @app.command()
+def mixed(
+    formula: Formula,
+    sites: Sites,
+    *,
+    contract: ContractFile,
+    patients_per_cell: Cell = None,
+    patients_per_sum: Sum = None,
+    parameters_per_patient: Parameters = None,
+    level: Level = None,
+    common: Common = None,
+    releases: Releases = None,
+    csv_file: Csv = None,
+    page: Page = None,
+    as_json: Json = False,
+) -> None:
+    """Fit a linear regression with a random intercept for each site, where every site's policy has may_release: [site_means].
+
+    Example: p2pfl stats mixed 'los ~ age + sex' --contract contract.yaml site-a.yaml site-b.yaml site-c.yaml
+    """
+    floors: dict[str, Any] = {"patients_per_cell": patients_per_cell, "patients_per_sum": patients_per_sum}
+    floors["parameters_per_patient"] = parameters_per_patient
+    asked = {"kind": "mixed", "formula": formula, "level": level, **floors}
+    _answer(asked, contract, sites, csv_file, page, as_json=as_json, common=common, releases=releases)
+
+
+@app.command()
 def cox(
     formula: Survival,
     sites: Sites,

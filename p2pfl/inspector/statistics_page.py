@@ -20,6 +20,7 @@ _TITLES = {
     "describe": "Description",
     "glm": "Regression",
     "calibration": "Calibration",
+    "mixed": "Mixed model",
     "cox": "Cox model",
     "km": "Survival",
     "compare": "Comparison",
@@ -68,6 +69,10 @@ def _counted(content: dict[str, Any]) -> list[str]:
     facts = [f"{patients}, rows left out for missing values: {missing}"]
     if "family" in content["analysis"]:
         facts.append(f"family {content['analysis']['family']}")
+    if "mixed" in content:
+        found = content["mixed"]
+        facts.append(f"a random intercept for each of {found['sites']} sites")
+        facts.append(f"variance between sites {found['tau_squared']:.5g}, within {found['residual_variance']:.5g}, ICC {found['icc']:.4g}")
     if "theta" in content:
         facts.append(f"variance = mean + mean² / theta, theta {content['theta']:.5g}")
     if "events" in content:

@@ -14,7 +14,7 @@ from p2pfl.analyses.leading import FewPatientsHere
 from p2pfl.analyses.policy import RefusedByPolicy
 from p2pfl.analyses.release_log import ReleaseLog
 from p2pfl.analyses.releases import recorded, with_release
-from p2pfl.analyses.run import Conversation, conversation, refused
+from p2pfl.analyses.run import Conversation, conversation, placed, refused
 from p2pfl.analyses.site_files import SiteSettings, load_settings
 from p2pfl.analyses.spec import AnalysisSpec
 from p2pfl.analyses.sum_plan import planned_sums
@@ -65,14 +65,15 @@ def analyse_together(
     spec, contract = _asked(analysis, own, AgreedAnalyses.of(study, str(site.study)))
     spec.check(contract)
     terms = terms_of(study, spec, contract)
-    led, rows_of = conversation(spec, contract)
+    led, rows_of = conversation(spec, contract, len(study.names))
     refusal, rows = None, None
     try:
         with ExitStack() as logs:
             if not (reasons := tuple(own.policy.refusals(spec, contract))):
                 table = examine_bound_table(own.section, contract, study.member(site.member)).rows
                 log = logs.enter_context(ReleaseLog.beside(own.section.keys))
-                rows = with_release(log, spec, contract, table, rows_of(table), study=study.digest, cohort=own.section.cohort)
+                own_rows = placed(rows_of(table), study.names.index(site.member))
+                rows = with_release(log, spec, contract, table, own_rows, study=study.digest, cohort=own.section.cohort)
                 reasons = (*_restored(site_path), *rows.refusals(own.policy))
             if reasons:
                 refusal = refused(own.name, reasons)
@@ -102,7 +103,7 @@ def terms_of(study: Study, spec: AnalysisSpec, contract: Contract) -> SumTerms:
     Raises:
         ConfigError: the members are too few, or the sums are too large.
     """
-    sums = planned_sums(spec, contract)
+    sums = planned_sums(spec, contract, len(study.names))
     _check_size(sums)
     return sum_terms(study, sums, agreement=hashlib.sha256(canonical([spec.as_dict(), contract.digest])).hexdigest())
 

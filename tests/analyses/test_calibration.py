@@ -139,10 +139,10 @@ def test_ends_of_the_cells_of_risk_can_be_agreed_on(files):
 
 def test_groups_are_merged_until_they_hide_events_and_others():
     ends = np.array([0.1, 0.2, 0.3, 1.0])
-    counts = np.array([[30.0, 6, 30, 4], [0, 2, 9, 4], [2, 1, 7.5, 3]])
+    counts = np.array([[30.0, 6, 30, 8], [0, 2, 9, 6], [2, 1, 7.5, 6]])  # the second has few events, the last few others
     groups = merged_groups(counts, ends, 5)
 
-    assert [groups.ends.tolist(), groups.patients.tolist(), groups.events.tolist()] == [[0.1, 1.0], [30, 40], [0, 15]]
+    assert [groups.ends.tolist(), groups.patients.tolist(), groups.events.tolist()] == [[0.1, 1.0], [30, 44], [0, 17]]
     with pytest.raises(ConfigError, match="fewer than 5 patients have the event"):
         merged_groups(np.array([[30.0, 6], [0, 2], [2, 1]]), np.array([0.5, 1.0]), 5)
 

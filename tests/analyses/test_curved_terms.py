@@ -138,6 +138,22 @@ def test_curves_that_cannot_be_made_are_refused_with_a_sentence(formula, sentenc
         stats.glm(formula, family="binomial", contract=contract, sites=sites)
 
 
+def test_a_curve_of_an_indicator_is_refused(study, tmp_path):
+    variables, outcome, rows = study
+    absent = {**variables, "dose": {**variables["dose"], "absent": "indicator", "absent_value": 1}}, outcome, rows
+    contract, sites = write_study(tmp_path, absent)
+    with pytest.raises(ConfigError, match=r"dose\.absent is 0 or 1; a curve needs a number"):
+        stats.glm("died ~ poly(dose.absent, 2)", family="binomial", contract=contract, sites=sites)
+
+
+def test_a_curve_of_dates_counts_their_days(study, files):
+    seen = [np.datetime64(row["seen"]).astype(int) for row in study[2]]
+    found = stats.glm("dose ~ poly(seen, 2)", family="gaussian", **files)
+    expected = pooled_glm(pooled(study)["dose"], [np.ones(600), *r_poly(np.array(seen, dtype=float), 2).T], Gaussian())
+
+    assert_same(found, expected.params, expected.bse)
+
+
 def test_a_site_holds_the_floor_between_knots_for_its_own_patients(study, tmp_path):
     here = [place for place, row in enumerate(study[2]) if row["site"] == "site-1"]
     few_here = changed(study, age=lambda row, place: row["age"] if row["site"] != "site-1" else "50" if place in here[:3] else "70")

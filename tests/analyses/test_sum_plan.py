@@ -11,7 +11,7 @@ import pytest
 from study_tables import changed, made, write_study
 
 from p2pfl.analyses.leading import STATISTICS_FORMAT, lead, total_of
-from p2pfl.analyses.run import conversation, run_analysis
+from p2pfl.analyses.run import conversation, placed, run_analysis
 from p2pfl.analyses.site_files import load_sites
 from p2pfl.analyses.spec import AnalysisSpec
 from p2pfl.analyses.sum_plan import planned_sums, question_of
@@ -36,6 +36,7 @@ ANALYSES = {
     "negative binomial, theta estimated": {"kind": "glm", "formula": "visits ~ dose", "family": "negative-binomial"},
     "calibration": {"kind": "calibration", "formula": "died ~ age + dose"},
     "calibration with ends": {"kind": "calibration", "formula": "died ~ poly(age, 2)", "ends": [0.4, 0.6, 1]},
+    "mixed": {"kind": "mixed", "formula": "dose ~ age + sex"},
     "cox": {"kind": "cox", "formula": "Surv(days, died) ~ age + sex"},
     "cox with one baseline": {"kind": "cox", "formula": "Surv(days, died) ~ age + sex", "grid": 50},
     "km": {"kind": "km", "formula": "Surv(days, died) ~ sex", "grid": 50},
@@ -54,7 +55,7 @@ def study(tmp_path_factory):
 
 def asked_sums(spec, contract, sites):
     """Statistic and shape of each sum that an analysis asks for, and its result."""
-    asked, (analysis, rows_of) = [], conversation(spec, contract)
+    asked, (analysis, rows_of) = [], conversation(spec, contract, len(sites))
 
     def noted():
         request = next(analysis)
@@ -65,7 +66,7 @@ def asked_sums(spec, contract, sites):
         except StopIteration as end:
             return end.value
 
-    result = lead(noted(), [site.name for site in sites], [rows_of(site.table) for site in sites])
+    result = lead(noted(), [site.name for site in sites], [placed(rows_of(site.table), place) for place, site in enumerate(sites)])
     return asked, result
 
 
@@ -79,7 +80,7 @@ def test_an_analysis_asks_for_the_sums_that_its_spec_foretells(name, study):
     spec = AnalysisSpec.from_mapping(ANALYSES[name])
     asked, _ = asked_sums(spec, contract, sites)
 
-    planned = planned_sums(spec, contract)
+    planned = planned_sums(spec, contract, len(sites))
     rest = iter(planned)
     texts = [(f": {statistic}", shape) for statistic, shape in asked]
 

@@ -105,6 +105,7 @@ def test_the_commands_are_those_of_the_manual():
         "stats describe",
         "stats glm",
         "stats km",
+        "stats mixed",
         "stats released",
         "stats together",
         "study join",

@@ -32,8 +32,12 @@ ANALYSES = {
     "cox on a grid": {"kind": "cox", "formula": "Surv(days, died) ~ age + sex", "grid": 25},
     "km": {"kind": "km", "formula": "Surv(days, died) ~ sex", "grid": 50},
     "compare": {"kind": "compare", "formula": "dose ~ age + sex", "family": "gaussian", "coefficient": "age"},
+    "calibration": {"kind": "calibration", "formula": "died ~ age + sex"},
+    "curves": {"kind": "glm", "formula": "days ~ poly(age, 2) + spline(dose, 2, 5, 8)", "family": "gamma"},
+    "mixed": {"kind": "mixed", "formula": "dose ~ age + sex"},
+    "theta": {"kind": "glm", "formula": "visits ~ dose", "family": "negative-binomial", "theta": 4},
 }
-SLOW = {"cox", "cox on a grid", "km", "compare"}
+SLOW = {"cox", "cox on a grid", "km", "compare", "calibration", "curves", "mixed", "theta"}
 
 
 class Institutions:
@@ -80,6 +84,8 @@ def institutions(tmp_path):
 
 @pytest.mark.parametrize("name", [pytest.param(each, marks=pytest.mark.slow) if each in SLOW else each for each in ANALYSES])
 def test_members_have_the_bits_of_simulated_sites(name, institutions):
+    for place in range(3) if name == "mixed" else ():
+        institutions.change(place, policy={"may_release": ["site_means"]})
     found = institutions.found(institutions.written(ANALYSES[name]))
 
     expected = stats.run(ANALYSES[name], institutions.contract, institutions.sites)

@@ -1,0 +1,128 @@
+"""Linear models with a random intercept for each site, where every site lets its summary be known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+from p2pfl.analyses.curved_terms import agree_on_curves
+from p2pfl.analyses.floors import Counts, at_sites, check_cross_table, count_patients, counted
+from p2pfl.analyses.leading import FewPatientsHere
+from p2pfl.analyses.models import coefficient_records, coefficient_table
+from p2pfl.analyses.rows import CrossTable, ModelColumns, SiteRows
+from p2pfl.analyses.spec import AnalysisSpec
+from p2pfl.analyses.text_tables import figure, p_value, wrapped
+from p2pfl.data.contract import Contract
+from p2pfl.statistics.glm import DesignRows
+from p2pfl.statistics.mixed import SUMMARIES, MixedFit, PlacedRows, fit_mixed
+from p2pfl.statistics.sums import Numbers, SumRequest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MixedResult:
+    """A fitted linear model with a random intercept for each site, equal to the one of the pooled rows."""
+
+    spec: AnalysisSpec
+    counts: Counts
+    fit: MixedFit
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the coefficients in their order."""
+        return self.fit.names
+
+    @property
+    def params(self) -> Numbers:
+        """Estimated coefficients of the model, (P,)."""
+        return self.fit.params
+
+    @property
+    def bse(self) -> Numbers:
+        """Standard errors of the coefficients, (P,)."""
+        return self.fit.bse
+
+    @property
+    def pvalues(self) -> Numbers:
+        """Two-sided p-values of Wald's test, (P,)."""
+        return self.fit.pvalues
+
+    def conf_int(self, level: float | None = None) -> Numbers:
+        """Wald's confidence intervals, (P, 2); None: of the level that the analysis says."""
+        return self.fit.conf_int(self.spec.level if level is None else level)
+
+    def records(self) -> list[dict[str, Any]]:
+        """One row for each coefficient, for CSV and JSON."""
+        return coefficient_records(self.fit, self.spec.level)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        fit = self.fit
+        facts = {"sites": fit.num_sites, "tau_squared": fit.tau_squared, "residual_variance": fit.residual_variance, "icc": fit.icc}
+        facts |= {"tau_statistic": fit.tau_statistic, "tau_p": fit.tau_pvalue, "log_likelihood": fit.reml_log_likelihood}
+        return {"analysis": self.spec.as_dict(), **self.counts.as_dict(), "mixed": facts, "coefficients": self.records()}
+
+    def summary(self) -> str:
+        """Table for people, at most 80 columns wide."""
+        fit = self.fit
+        lines = [*wrapped(f"{self.spec.formula}, a random intercept for each of {fit.num_sites} sites, by REML")]
+        lines += [*wrapped(counted(self.counts, self.spec)), "", *coefficient_table(self.records(), self.spec.level, "z"), ""]
+        lines += wrapped(
+            f"variance between sites (tau²) {figure(fit.tau_squared)}, within {figure(fit.residual_variance)}, "
+            f"part between sites (ICC) {figure(fit.icc, 4)}"
+        )
+        lines += wrapped(f"test that sites do not differ: {figure(fit.tau_statistic)}, p {p_value(fit.tau_pvalue)}")
+        return "\n".join([*lines, *wrapped(f"restricted log-likelihood {figure(fit.reml_log_likelihood, 8)}")])
+
+
+def mixed(spec: AnalysisSpec, contract: Contract, num_sites: int) -> Generator[SumRequest[SiteRows[DesignRows]], Numbers, MixedResult]:
+    """Fit a linear model with a random intercept for each of *num_sites* sites; ConfigError where a floor or the model does not hold.
+
+    Each site's cells hold nobody or enough, whatever the analysis says of cells: its summary counts them.
+    """
+    model = ModelColumns.of(spec, contract)
+    patients = yield from count_patients(spec, len(model.names))
+    yield from check_cross_table(spec, contract, is_at_sites=True)
+    part = yield from agree_on_curves(spec, contract, model)
+    categorical = CrossTable.of(spec, contract).names
+    is_all_categorical = all(name in categorical for name in spec.parsed.columns)
+    analysis = fit_mixed(model.names, spec.parsed.outcome[0], num_sites, units_P=model.units_P)
+    most = math.inf if is_all_categorical else spec.parameters_per_patient * len(model.names)
+    checked = _with_floors(spec, analysis, most)
+    fit = yield from at_sites(checked, lambda site: (PlacedRows(part(site), site.place), site.num_patients))
+    return MixedResult(spec=spec, counts=patients, fit=fit.in_unit(model.outcome_unit))
+
+
+_Site = tuple[PlacedRows, int]
+
+
+def _with_floors(
+    spec: AnalysisSpec, analysis: Generator[SumRequest[PlacedRows], Numbers, MixedFit], most_per_patient: float
+) -> Generator[SumRequest[_Site], Numbers, MixedFit]:
+    """Hold the floors of a sum and of parameters for the patients of each single site before it gives its summary."""
+
+    def of_site(request: SumRequest[PlacedRows]) -> SumRequest[_Site]:
+        def own(site: _Site) -> Numbers:
+            rows, num_patients = site
+            if request.statistic == SUMMARIES and num_patients:
+                num_numbers = request.shape[1]
+                if num_patients < spec.patients_per_sum:
+                    raise FewPatientsHere(
+                        f"policy.patients_per_sum: this site has {num_patients} patients, and its summary is a sum over them"
+                    )
+                if num_numbers > most_per_patient * num_patients:
+                    raise FewPatientsHere(
+                        f"policy.parameters_per_patient: this site's summary has {num_numbers} numbers about {num_patients} patients"
+                    )
+            return request.contribution(rows)
+
+        return SumRequest(statistic=request.statistic, shape=request.shape, contribution=own)
+
+    try:
+        request = next(analysis)
+        while True:
+            request = analysis.send((yield of_site(request)))
+    except StopIteration as end:
+        found: MixedFit = end.value
+        return found
