@@ -51,8 +51,8 @@ CONTRACT: dict[str, Any] = {
 EXPERIMENT: dict[str, Any] = {
     "topology": {"name": "ring"},
     "weighting": "samples",
-    "algorithm": {"name": "dpsgd", "local_steps": 10, "batch_size": 64},
-    "optimizer": {"name": "sgd", "lr": 0.05},
+    "algorithm": {"name": "dpsgd", "local_steps": 50, "batch_size": 64},
+    "optimizer": {"name": "sgd", "lr": 0.2},
     "rounds": 10,
     "stop": None,
     "baselines": [],
