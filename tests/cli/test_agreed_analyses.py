@@ -16,6 +16,8 @@ from p2pfl.data.contract import Contract
 from p2pfl.errors import ConfigError
 from p2pfl.experiment.loading import load_study
 from p2pfl.governance.card import Card
+from p2pfl.governance.cohort_commitment import CohortCommitment
+from p2pfl.governance.identity import Identity
 from p2pfl.yaml_files import dump_yaml, load_yaml
 
 NAMES = ("ost", "sued", "west")
@@ -70,6 +72,17 @@ def test_a_card_has_the_commitment_of_the_rows_that_are_frozen(sites):
     moved = invoke(keys_app, "card", "--address", "tcp://127.0.0.1:7799", "--keys", home / "keys", "--json")
     assert json.loads(moved.output)["cohort"] == card.cohort.as_dict()
     assert "cohort" not in json.loads(invoke(keys_app, "card", "--no-cohort", "--keys", home / "keys", "--json").output)
+
+
+def test_a_card_that_is_described_keeps_its_commitment(tmp_path):
+    identity, keys = Identity.new(), tmp_path / "keys"
+    identity.save(keys)
+    cohort = CohortCommitment(contract="a1" * 32, rows=3, patients=3, hmac="b2" * 32)
+    identity.card("node-0", "tcp://127.0.0.1:7700", cohort=cohort).save(keys / "card.yaml")
+    (tmp_path / "experiment.yaml").write_text("task: {name: averaging, dimension: 1}\n")
+
+    assert invoke(keys_app, "describe", tmp_path / "experiment.yaml", "--keys", keys).exit_code == 0
+    assert Card.load(keys / "card.yaml").cohort == cohort
 
 
 def test_a_site_that_has_frozen_nothing_has_nothing_to_put_on_its_card(sites):

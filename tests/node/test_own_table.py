@@ -103,6 +103,14 @@ FAULTS = {
 }
 
 
+def started(site):
+    return start(site, start_within_s=0.05)
+
+
+def analysed(site, asked="risk"):
+    return analyse_together(asked, site, patience_s=0.5, presence_s=0.1)
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_neither_a_node_nor_an_analysis_starts_on_other_rows_than_agreed(name, agreed):
     change, said = FAULTS[name]
@@ -110,9 +118,9 @@ def test_neither_a_node_nor_an_analysis_starts_on_other_rows_than_agreed(name, a
     agreed.check(0)
     change(agreed)
 
-    for action in (lambda: start(agreed.sites[0]), lambda: analyse_together("risk", agreed.sites[0])):
+    for action in (started, analysed):
         with pytest.raises(ConfigError) as refused:
-            action()
+            action(agreed.sites[0])
         assert len(refused.value.findings) == 1
         assert said in str(refused.value)
     assert not memory_of(SiteFile.load(agreed.sites[0])).exists()
@@ -124,7 +132,10 @@ def test_a_changed_row_is_exit_code_2_at_both_commands(agreed, monkeypatch, capf
     agreed.agree(risk=LOGISTIC)
     agreed.rows(1, changed_row)
 
-    for command in (("node", "start", agreed.sites[1]), ("stats", "together", "risk", agreed.sites[1])):
+    for command in (
+        ("node", "start", agreed.sites[1], "--start-within-s", "0.05"),
+        ("stats", "together", "risk", agreed.sites[1], "--patience", "1"),
+    ):
         code, out, said = run_here(*command, monkeypatch=monkeypatch, capfd=capfd)
         assert (code, out) == (2, "")
         assert "of 80 frozen rows 1 has changed" in said
@@ -137,7 +148,7 @@ def test_a_site_whose_card_is_bound_needs_its_table(agreed):
     agreed.sites[0].write_text(dump_yaml({key: value for key, value in content.items() if key != "table"}))
 
     with pytest.raises(ConfigError, match="table: required, but missing: the card of node-0 is bound to 80 frozen rows of 80 patients"):
-        start(agreed.sites[0])
+        started(agreed.sites[0])
 
 
 def test_a_table_that_nobody_has_frozen_is_not_read_when_a_node_starts(agreed):
@@ -158,7 +169,7 @@ def test_a_node_starts_with_later_rows(agreed):
     agreed.rows(0, later_row)
 
     with pytest.raises(MembersMissing):
-        start(agreed.sites[0], start_within_s=0.05)
+        started(agreed.sites[0])
 
 
 def test_an_analysis_of_the_study_runs_by_its_name_over_the_frozen_rows(agreed):
@@ -177,7 +188,7 @@ def test_an_analysis_that_the_study_does_not_list_is_refused_before_anybody_hear
 
     for asked in ("invented", invented):
         with pytest.raises(ConfigError, match="the study lists risk; a member cannot invent one while the network runs"):
-            analyse_together(asked, agreed.sites[0])
+            analysed(agreed.sites[0], asked)
     assert not memory_of(SiteFile.load(agreed.sites[0])).exists()
 
 
