@@ -197,14 +197,19 @@ class Mixing:
             protocol.edges.on_event(EventKind.INEXACT, f"round {number}: without {', '.join(sorted(statistics.skipped))}; {rule}")
 
     def compensate(self, number: int) -> None:
-        """Roll back what no neighbour has matched, without merging anything new."""
+        """Roll back what no neighbour has matched, without merging anything new; values that neighbours hold as well stay."""
         protocol, dtype = self._protocol, self._plan.layout.dtype
         num_slots = len(protocol.neighbours)
-        for phase in range(self._algorithm.phases if protocol.edges.compensations else 0):
+        if not protocol.edges.compensations:
+            return
+        held = {name: values.clone() for name, values in self._population.state.items() if name in self._encoded}
+        for phase in range(self._algorithm.phases):
             sent = self._population.outgoing(number, phase, local_steps=0)
             compensation = _negated(protocol.edges.take_compensations(sent.keys()))
             inbox = self._plan.recipe.inboxes.without_messages(sent, num_slots, dtype, compensation)
             self._population.merge(number, phase, inbox, local_steps=0)
+        for name, values in held.items():
+            self._population.state[name].copy_(values)
 
     def _unpack(
         self, due: DueMerge, outgoing: Mapping[str, Tensor], number: int, phase: int, local_steps: int

@@ -184,6 +184,8 @@ def test_a_loss_does_in_daemons_what_it_does_in_the_simulator(compressor, tmp_pa
             assert set(await network.ended()) == {"rounds"}
             for number in range(8):
                 assert torch.equal(network.models(number), stacked(simulated.models_after(number))), number
+            if compressor != "none":
+                assert_neighbours_hold_what_nodes_have(network)  # also of a node that has rolled back its last flow
             assert torch.equal(network.models(), stacked(simulated.models))
             resynchronised = [event for event in simulated.events if event["event"] == "resynchronised"]
             assert [event["round"] for event in resynchronised] == [1, 4]
