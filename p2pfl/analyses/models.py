@@ -252,14 +252,19 @@ def fit_model(
     model = ModelColumns.of(spec, contract)
     patients = yield from count_patients(spec, len(model.names))
     yield from check_cross_table(spec, contract)
-    categorical = CrossTable.of(spec, contract).names
-    is_all_categorical = all(name in categorical for name in spec.parsed.columns)
     part = yield from agree_on_curves(spec, contract, model)
-    floor = spec.parameters_per_patient * patients.num_patients * len(model.names)
-    most = np.inf if is_all_categorical else floor - numbers_of_curves(model) - num_others
+    most = _most_numbers(spec, contract, model, patients) - num_others
     fitted = at_sites(_fitted(spec, model, model.units_P), part, most)
     fit = yield from without_dominated_columns(spec, model, part, fitted)
     return ModelResult(spec=spec, counts=patients, fit=_unscaled(fit, model.outcome_unit)), part
+
+
+def _most_numbers(spec: AnalysisSpec, contract: Contract, model: ModelColumns, patients: Counts) -> float:
+    """Count the numbers that a fit may release about the same rows; where all is categorical, the cross table holds the floor."""
+    categorical = CrossTable.of(spec, contract).names
+    if all(name in categorical for name in spec.parsed.columns):
+        return np.inf
+    return spec.parameters_per_patient * patients.num_patients * len(model.names) - numbers_of_curves(model)
 
 
 def cox(spec: AnalysisSpec, contract: Contract) -> Generator[SumRequest[SiteRows[CoxRows]], Numbers, ModelResult]:
@@ -274,7 +279,8 @@ def cox(spec: AnalysisSpec, contract: Contract) -> Generator[SumRequest[SiteRows
         ends_T = table.ends_T
         cells = TimeCells(ends_T=ends_T, num_agreed=len(spec.time_cells(contract)))
     analysis = fit_cox(model.names, ties=spec.ties or "efron", ends_T=ends_T, units_P=model.units_P)
-    fit = yield from without_dominated_columns(spec, model, part, at_sites(analysis, part))
+    most = _most_numbers(spec, contract, model, patients) if spec.is_by_site else np.inf  # cells of time have a floor of their own
+    fit = yield from without_dominated_columns(spec, model, part, at_sites(analysis, part, most))
     return ModelResult(spec=spec, counts=patients, fit=fit, ends_T=ends_T, cells=cells)
 
 
