@@ -26,6 +26,7 @@ from typing import IO, Any, Final, Self
 
 import numpy as np
 
+from p2pfl.analyses.released_cells import CountedCells
 from p2pfl.analyses.released_rows import CountedPatients, CountedSet, Counts
 from p2pfl.errors import ConfigError, store_error
 from p2pfl.governance.encoding import canonical
@@ -65,6 +66,8 @@ class ReleasedAnalysis:
     """Time in UTC."""
     sets: tuple[CountedSet, ...]
     """Sets of patients, over those that the log knew at the time."""
+    cells: tuple[CountedCells, ...] = ()
+    """Cells in which patients were counted by a number or by time."""
     numbers: int = 0
     """Numbers that are no counts of patients, so far."""
 
@@ -259,7 +262,8 @@ def _entry(analysis: ReleasedAnalysis) -> dict[str, Any]:
         for each in analysis.sets
     ]
     plain = {key: getattr(analysis, key) for key in _PLAIN}
-    return {"kind": "analysis", **plain, "variables": list(analysis.variables), "columns": list(analysis.columns), "sets": sets}
+    names = {"variables": list(analysis.variables), "columns": list(analysis.columns)}
+    return {"kind": "analysis", **plain, **names, "sets": sets, "cells": [each.as_dict() for each in analysis.cells]}
 
 
 def _analysis(entry: Mapping[str, Any]) -> ReleasedAnalysis:
@@ -272,7 +276,8 @@ def _analysis(entry: Mapping[str, Any]) -> ReleasedAnalysis:
         for each in entry["sets"]
     )
     plain = {key: entry[key] for key in _PLAIN}
-    return ReleasedAnalysis(**plain, variables=tuple(entry["variables"]), columns=tuple(entry["columns"]), sets=sets)
+    cells = tuple(map(CountedCells.from_mapping, entry["cells"]))
+    return ReleasedAnalysis(**plain, variables=tuple(entry["variables"]), columns=tuple(entry["columns"]), sets=sets, cells=cells)
 
 
 def _replace_private(path: Path, content: bytes) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 from p2pfl.analyses.leading import FewPatientsHere
 from p2pfl.analyses.policy import Policy
 from p2pfl.analyses.release_log import ReleasedAnalysis, ReleaseLog
+from p2pfl.analyses.released_cells import CountedCells, cells_told_apart
 from p2pfl.analyses.released_rows import CountedPatients, beside_each_other, nearly_same, tells_few_apart
 from p2pfl.analyses.rows import CrossTable, ModelColumns
 from p2pfl.analyses.spec import AnalysisSpec
@@ -77,6 +78,7 @@ class Release:
             columns=_columns(spec, contract),
             at=datetime.now(UTC).isoformat(timespec="seconds"),
             sets=log.known(self._counted),
+            cells=CountedCells.of(spec, contract),
         )
         for place, each in enumerate(log.analyses):
             if each.study == study and each.statistic == self._asked.statistic:
@@ -92,6 +94,12 @@ class Release:
             yield (
                 f"policy.patients_per_cell = {policy.patients_per_cell}: {pair[0]} differs from {pair[1]}, of which totals have been "
                 f"released, in fewer than {fewest} patients of this site alone"
+            )
+        cells_before = (cells for each in self._log.analyses for cells in each.cells)
+        if (cells := cells_told_apart(self._asked.cells, cells_before, self._table, fewest)) is not None:
+            yield (
+                f"policy.patients_per_cell = {policy.patients_per_cell}: {cells.variable} was counted in other cells before, and fewer "
+                f"than {fewest} patients of this site are between their ends: ask on the same cells, or on some that end where those do"
             )
         if policy.most_analyses is not None:
             for name in self._asked.variables:

@@ -61,7 +61,7 @@ def _plan_rows(study: Study) -> Iterator[tuple[str, str]]:
     one_way = ", one way each" if graph.directed else ""
     yield "graph", f"{graph.name}: {len(study.members)} members, {len(graph.edges)} links{one_way}"
     if isinstance(topology := said.get("topology"), Mapping):
-        yield from ((f"  {option}", _written(given)) for option, given in topology.items() if option != "name")
+        yield from ((f"  {option}", written(given)) for option, given in topology.items() if option != "name")
     yield from (
         (f"{a} - {b}", f"relayed by {found.relay}" if found.relay is not None else found.kind)
         for (a, b), found in study.edge_kinds().items()
@@ -70,18 +70,18 @@ def _plan_rows(study: Study) -> Iterator[tuple[str, str]]:
     yield "weights", f"{said.get('weights')}, weighting {said.get('weighting')}"
     for key, value in said.items():
         if key not in _SHOWN_ABOVE:
-            yield key, _written(value)
+            yield key, written(value)
 
 
 def _named(key: str, value: object, before: str = "") -> Iterator[tuple[str, str]]:
     """A section with a name: the name, then a line for each of its options."""
     if not isinstance(value, Mapping):
-        yield key, before + _written(value)
+        yield key, before + written(value)
         return
     yield key, before + str(value.get("name", ""))
     for option, given in value.items():
         if option != "name":
-            yield f"  {option}", _written(given)
+            yield f"  {option}", written(given)
 
 
 def _rounds(said: Mapping[str, Any]) -> str:
@@ -91,8 +91,8 @@ def _rounds(said: Mapping[str, Any]) -> str:
     return f"{said.get('rounds')}, then at most {stop.get('settle')} without training, until all agree to {stop.get('relative_consensus')}"
 
 
-def _written(value: object) -> str:
-    """A value as JSON, whole: nothing in it may stay unseen."""
+def written(value: object) -> str:
+    """Write a value as JSON, in full: nothing in it may stay unseen."""
     return value if isinstance(value, str) and value.isidentifier() else json.dumps(value, ensure_ascii=False)
 
 

@@ -14,6 +14,7 @@ from p2pfl.errors import ConfigError
 
 if TYPE_CHECKING:
     from p2pfl.governance.card import Card
+    from p2pfl.governance.cohort_commitment import CohortCommitment
     from p2pfl.governance.identity import Identity
 
 app = typer.Typer(no_args_is_help=True, help="Make and show a site's keys and its public card.")
@@ -95,25 +96,37 @@ def card(
         list[str] | None, typer.Option(help="Offer to relay links of other members, at tcp://host:port; can be repeated.")
     ] = None,
     no_relay: Annotated[bool, typer.Option("--no-relay", help="Take that offer off the card.")] = False,
+    cohort: Annotated[
+        Path | None,
+        typer.Option(metavar="SITE", help="Write the commitment to the rows that are frozen for this site's file, such as site.yaml."),
+    ] = None,
+    no_cohort: Annotated[bool, typer.Option("--no-cohort", help="Take that commitment off the card.")] = False,
     keys: Annotated[Path, typer.Option(help="The folder with private.pem and card.yaml.")] = Path("keys"),
     passphrase_file: Annotated[Path | None, typer.Option(help="File with the passphrase of the keys, which has mode 0600.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Write another address or name on this site's card, and sign it with the same keys. A study that continues another needs it then.
+    """Write another address, name or cohort commitment on this site's card, and sign it with the same keys.
+
+    A study that continues another needs the new card, as any new study does.
 
     Example: p2pfl keys card --address tcp://node2.cleveland.example:7700
+
+    Example: p2pfl keys card --cohort site.yaml
     """
     from p2pfl.governance.names import NEW_RULE, is_new_name
 
-    asked = bool(address), dials_out, name is not None, bool(relay), no_relay
-    if not any(asked) or (address and dials_out) or (relay and no_relay):
-        raise ConfigError("give --address or --dials-out, --relay or --no-relay, or --name; of each pair one at most")
+    pairs = (address, dials_out), (relay, no_relay), (cohort, no_cohort), (name is not None, False)
+    if not any(map(any, pairs)) or any(map(all, pairs)):
+        raise ConfigError(
+            "give --address or --dials-out, --relay or --no-relay, --cohort or --no-cohort, or --name; of each pair one at most"
+        )
     if name is not None and not is_new_name(name):
         raise ConfigError(f"--name = {name!r}: expected {NEW_RULE}")
     path, found, identity = _own_card(keys, passphrase_file)
     given = None if dials_out else _one_or_many(address) or found.address
     relays_at = None if no_relay else _one_or_many(relay) or found.relay
-    _replace(path, identity.card(name or found.name, given, found.samples, found.moments, relays_at), as_json=as_json)
+    frozen = None if no_cohort else found.cohort if cohort is None else _frozen_for(cohort)
+    _replace(path, identity.card(name or found.name, given, found.samples, found.moments, relays_at, frozen), as_json=as_json)
 
 
 @app.command()
@@ -144,7 +157,8 @@ def describe(
         raise ConfigError(f"task {task.name} has no site {card.name} here, only {', '.join(s.name for s in task.sites)}", str(experiment))
     if alone and site.moments is None:
         raise ConfigError(f"task {task.name} says nothing of the moments of {card.name}: its sites need `moments`", str(experiment))
-    new_card = identity.card(card.name, card.address, len(site.train[0]) if site.train else None, site.moments, card.relay)
+    samples = len(site.train[0]) if site.train else None
+    new_card = identity.card(card.name, card.address, samples, site.moments, card.relay, card.cohort)
     _replace(path, new_card, as_json=as_json)
 
 
@@ -158,6 +172,14 @@ def _own_card(keys: Path, passphrase_file: Path | None) -> tuple[Path, Card, Ide
     if not identity.owns(card):
         raise ConfigError("is not of the keys beside it", str(path))
     return path, card, identity
+
+
+def _frozen_for(site: Path) -> CohortCommitment:
+    """Read the commitment to the rows that are frozen for a site's file."""
+    from p2pfl.data.cohort import Freeze
+    from p2pfl.data.site_section import SiteSection
+
+    return Freeze.load(SiteSection.load(site).cohort).commitment
 
 
 def _replace(path: Path, card: Card, *, as_json: bool) -> None:
@@ -183,6 +205,7 @@ def _shown(card: Card) -> dict[str, Any]:
         **({"relay": card.relay} if card.relay is not None else {}),
         "samples": card.samples,
         "moments": card.moments.as_dict() if card.moments else None,
+        **({"cohort": card.cohort.as_dict()} if card.cohort is not None else {}),
         "fingerprint": card.fingerprint,
     }
 
@@ -198,4 +221,7 @@ def _say(card: Card) -> None:
         typer.echo(f"samples      {card.samples}")
     if card.moments is not None:
         typer.echo(f"moments      means and deviations of {len(card.moments.means)} inputs")
+    if card.cohort is not None:
+        typer.echo(f"cohort       {card.cohort.rows:,} frozen rows of {card.cohort.patients:,} patients")
+        typer.echo(f"commitment   {grouped(card.cohort.hmac)}")
     typer.echo(f"fingerprint  {grouped(card.fingerprint)}")

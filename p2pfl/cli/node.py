@@ -18,6 +18,8 @@ from p2pfl.cli.run import checked_kinds
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from p2pfl.node.egress import Egress
+    from p2pfl.node.egress_sums import AnalysisEgress
     from p2pfl.node.probe_site import ProbeReport
 
 app = typer.Typer(no_args_is_help=True)
@@ -210,10 +212,13 @@ def egress(
 ) -> None:
     """List everything that will leave this institution: to whom, through whom, in which tensors, how many bytes a round. Nothing is sent.
 
+    Where the study has analyses, it lists their sums: which, how many numbers, to whom.
+
     Example: p2pfl node egress site.yaml
     """
+    from p2pfl.errors import ConfigError
     from p2pfl.experiment.loading import load_study
-    from p2pfl.node.egress import egress_of
+    from p2pfl.node.egress import egress_of, egress_of_sums
     from p2pfl.node.egress_ways import relayed_by, ways_of
     from p2pfl.node.site import SiteFile
     from p2pfl.node.start import check_confirmed, own_plan
@@ -224,27 +229,55 @@ def egress(
     check_confirmed(own, study, confirm, site)
     card = study.member(own.member)
     policy = ViewPolicy(bytes_per_s=own.view_bytes_per_s, metrics=own.view_metrics, counts=own.view_counts)
-    plan = own_plan(own, study, site, (*(allow_task or ()), *own.allow_tasks))
-    ways, relayed = ways_of(own, study, card), relayed_by(own, study, card)
-    found = egress_of(plan, card, policy, heartbeat_s=own.heartbeat_s, ways=ways, relayed=relayed)
+    analyses: Sequence[AnalysisEgress] = ()
+    if study.analyses is not None:
+        from p2pfl.node.egress_sums import sums_of
+
+        analyses = sums_of(study, own.member, own.policy, str(own.study))
+    ways: dict[str, Any] = {"ways": ways_of(own, study, card), "relayed": relayed_by(own, study, card), "analyses": analyses}
+    try:
+        plan = own_plan(own, study, site, (*(allow_task or ()), *own.allow_tasks))
+    except ConfigError as error:
+        if not analyses:
+            raise
+        found = egress_of_sums(card, str(error).splitlines()[0], **ways)
+    else:
+        found = egress_of(plan, card, policy, heartbeat_s=own.heartbeat_s, **ways)
     if as_json:
         sys.stdout.write(json.dumps(found.as_dict(), indent=2) + "\n")
         return
+    _say_egress(found, has_table=own.table is not None)
+
+
+def _say_egress(found: Egress, *, has_table: bool) -> None:
+    """Print what leaves a site."""
     from rich.table import Table
 
     from p2pfl.cli.terminal import open_console
 
     console = open_console(markup=False, highlight=False)
-    console.print(f"{found.member} sends updates to {', '.join(found.receivers) or 'nobody'}, to each of them in a round:", soft_wrap=True)
-    table = Table("phase", "channel", "dtype", "shape", "bytes", "when")
-    for one in found.tensors:
-        shape = " x ".join(map(str, one.shape))
-        table.add_row(str(one.phase), one.channel, one.dtype, shape, f"{one.size_bytes:,}", "on request" if one.on_request else "always")
-    console.print(table)
-    console.print(f"made of the model's {', '.join(found.travels)}", soft_wrap=True)
-    most = "at most " if found.is_most else ""
-    total = f"{most}{found.update_bytes:,} bytes a round to each with headers, {found.round_bytes:,} to all"
-    console.print(f"{total}; what is lost on the way is sent again", soft_wrap=True)
+    if found.no_updates is not None:
+        console.print(f"{found.member} sends no updates, as no node of this study starts here: {found.no_updates}", soft_wrap=True)
+    else:
+        console.print(
+            f"{found.member} sends updates to {', '.join(found.receivers) or 'nobody'}, to each of them in a round:", soft_wrap=True
+        )
+        table = Table("phase", "channel", "dtype", "shape", "bytes", "when")
+        for one in found.tensors:
+            shape = " x ".join(map(str, one.shape))
+            table.add_row(
+                str(one.phase), one.channel, one.dtype, shape, f"{one.size_bytes:,}", "on request" if one.on_request else "always"
+            )
+        console.print(table)
+        console.print(f"made of the model's {', '.join(found.travels)}", soft_wrap=True)
+        most = "at most " if found.is_most else ""
+        total = f"{most}{found.update_bytes:,} bytes a round to each with headers, {found.round_bytes:,} to all"
+        console.print(f"{total}; what is lost on the way is sent again", soft_wrap=True)
+    for analysis in found.analyses:
+        for line in analysis.lines:
+            console.print(line, soft_wrap=True)
+    if has_table and not found.analyses:
+        console.print("The study lists no analysis: p2pfl stats together sends sums of the file that it is given", soft_wrap=True)
     for way in found.ways:
         console.print(way.text, soft_wrap=True)
     if found.relayed is not None:
@@ -252,7 +285,8 @@ def egress(
     for message in found.messages:
         most = "" if message.most_bytes is None else f", at most {message.most_bytes:,} bytes"
         console.print(f"{message.what}, to {message.to}, {message.when}{most}: {message.holds}", soft_wrap=True)
-    stays = f"rows, labels, groups{''.join(f', {name}' for name in found.stays)}"
+    of_table = "the table of the data contract, " if has_table else ""
+    stays = f"{of_table}rows, labels, groups{''.join(f', {name}' for name in found.stays)}"
     console.print(f"What stays: {stays}, private keys, the optimiser's state", soft_wrap=True)
 
 

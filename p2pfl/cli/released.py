@@ -77,7 +77,8 @@ def _summary(name: str, content: dict[str, Any]) -> str:
     analyses = content["analyses"]
     if not analyses:
         return f"{name}: nothing has been released."
-    head = f"{name}: {len(analyses)} analyses of {content['patients']:,} patients in all. Show this to nobody else."
+    number = f"{len(analyses)} analys{'is' if len(analyses) == 1 else 'es'}"
+    head = f"{name}: {number} of {content['patients']:,} patients in all. Show this to nobody else."
     lines = [*wrapped(head), ""]
     for place, each in enumerate(analyses, start=1):
         study = "simulated sites" if each["study"] is None else f"study {each['study'][:_STUDY_DIGITS]}"

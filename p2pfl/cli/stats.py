@@ -251,7 +251,9 @@ def compare(
 
 @app.command()
 def together(
-    analysis: Annotated[Path, typer.Argument(metavar="ANALYSIS", help="The analysis with its contract, the same file at all members.")],
+    analysis: Annotated[
+        str, typer.Argument(metavar="ANALYSIS", help="Name of an analysis in the study; or a file, the same at all members.")
+    ],
     site: Annotated[Path, typer.Argument(metavar="SITE", help="This institution's site.yaml, with its table and its policy.")],
     *,
     confirm: Annotated[str | None, typer.Option(metavar="DIGEST", help="Digest of the study. Default: `confirmed` in site.yaml.")] = None,
@@ -264,7 +266,9 @@ def together(
 ) -> None:
     """Run an analysis with the other members of a study, by secure sums. Every member runs this at the same time, with its own rows.
 
-    Example: p2pfl stats together analysis.yaml site.yaml
+    Where the study lists its analyses, these alone are run. Where its card has a commitment, the site's frozen rows must be unchanged.
+
+    Example: p2pfl stats together age-and-sex site.yaml
     """
     from p2pfl.node.own_analysis import analyse_together
 

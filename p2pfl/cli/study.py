@@ -38,6 +38,10 @@ confirmed: {confirmed}
 # Tasks that may run here beside p2pfl's own, once you have read their code, such as ["custom_task:stroke"]:
 # allow_tasks: []
 
+# The table for the study's data contract, and what analyses of it may be answered; docs/data-contract.md, docs/statistics.md:
+# table: {{file: registry.csv}}
+# policy: {{patients_per_cell: 5, patients_per_sum: 10}}
+
 # The rest may stay out; these are the defaults.
 # accept_differences: []    # torch, task, arithmetic, wire: in what this site may differ from the study's result contract
 # listen: null              # tcp://address:port to bind; null: the card's port on all interfaces, IPv4 and IPv6
@@ -75,6 +79,13 @@ def new(
             help="How links go that the topology's file does not say: zeromq, relay or mqtt. Default: as the members' addresses allow."
         ),
     ] = None,
+    contract: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The data contract, contract.yaml, which the study then holds in full.")
+    ] = None,
+    analysis: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="An analysis that members may run together, named by its file; can be repeated."),
+    ] = None,
     allow_task: AllowTask = None,
     as_json: Json = False,
 ) -> None:
@@ -83,8 +94,11 @@ def new(
     Example: p2pfl study new experiment.yaml --card cleveland.yaml --card hungary.yaml --card va.yaml
 
     Example: p2pfl study new experiment.yaml --card cleveland.yaml --card basel.yaml --continues study.yaml --out study-2.yaml
+
+    Example: p2pfl study new experiment.yaml --card a.yaml --card b.yaml --card c.yaml --contract contract.yaml --analysis ages.yaml
     """
     from p2pfl.cli.agreed import say_layout
+    from p2pfl.cli.agreed_analyses import say_analyses, with_analyses
     from p2pfl.cli.continued import check_layouts, continuation_of, say_continuation
     from p2pfl.experiment.graph import agreeing_on, build_schedule, edge_transports
     from p2pfl.experiment.loading import load_experiment
@@ -107,10 +121,10 @@ def new(
     table, reason, compiled = _table_of(study, experiment, allow_task or ())
     if compiled != content.get("compiled", "auto"):
         study = Study.create({**content, "compiled": compiled}, cards, schedule.union(), **kinds)
-    contract = contract_here(study.task_name)
-    study = study.with_result_contract(contract)
-    if contract.task is not None and contract.task.source is None:
-        typer.echo(f"no digest of the task's code: {contract.task.name} is not here, so that nothing binds it", err=True)
+    result_contract = contract_here(study.task_name)
+    study = study.with_result_contract(result_contract)
+    if result_contract.task is not None and result_contract.task.source is None:
+        typer.echo(f"no digest of the task's code: {result_contract.task.name} is not here, so that nothing binds it", err=True)
     if table is not None:
         study = study.with_layout(table)
     else:
@@ -118,6 +132,7 @@ def new(
     if older is not None:
         check_layouts(older[0], study, experiment)
         study = study.with_continuation(older[1])
+    study = with_analyses(study, contract, analysis or ())
     try:
         study.save(out)
     except OSError as error:
@@ -127,6 +142,7 @@ def new(
         return
     typer.echo(f"{out}   public: send it to every member")
     say_layout(study)
+    say_analyses(study)
     say_continuation(study, older[0] if older is not None else None)
     _say_digest(study)
 
@@ -153,6 +169,9 @@ def show(
     start_file: Annotated[
         Path | None, typer.Option("--start", metavar="FILE", help="Write the first parameters to this new file: flat, little-endian.")
     ] = None,
+    contract_file: Annotated[
+        Path | None, typer.Option("--contract", metavar="FILE", help="Write the study's data contract to this new file.")
+    ] = None,
     allow_task: AllowTask = None,
     as_json: Json = False,
 ) -> None:
@@ -162,9 +181,12 @@ def show(
 
     Example: p2pfl study show study.yaml
     """
+    from p2pfl.cli.agreed_analyses import say_analyses, write_contract
     from p2pfl.experiment.loading import load_study
 
     found = load_study(study)
+    if contract_file is not None:
+        write_contract(found, contract_file)
     derived = _derived(found, study, allow_task or (), start_file) if as_json or start_file is not None else {}
     if as_json:
         typer.echo(json.dumps({"study": str(study), **_shown(found), "derived": derived}))
@@ -178,6 +200,7 @@ def show(
     from p2pfl.node.own_contract import differences_here
 
     say_agreement(found, differences_here(found.result_contract, found.task_name))
+    say_analyses(found)
     say_continuation(found)
     table = Table(title=on_one_line(f"{found.experiment.get('name')}: {found.graph.name}"))
     for column in ("member", "address", "samples", "exchanges with (weight)"):
@@ -209,6 +232,7 @@ def join(
     Example: p2pfl study join study.yaml --keys keys --confirm "3f1c 09ab ... 77de"
     """
     from p2pfl.cli.agreed import say_agreement
+    from p2pfl.cli.agreed_analyses import say_analyses
     from p2pfl.cli.continued import say_continuation, state_lines
     from p2pfl.experiment.loading import load_study
     from p2pfl.governance.card import Card
@@ -243,6 +267,7 @@ def join(
         typer.echo(json.dumps({"site": str(out), "member": member.name, "digest": found.digest, "layout": _layout_rows(found)}))
         return
     say_agreement(found, differs)
+    say_analyses(found)
     say_continuation(found)
     typer.echo(f"{out}   private: this site is {member.name}; say there where its data are, then: p2pfl node start {out}")
 
@@ -299,6 +324,7 @@ def _without_folders(topology: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shown(study: Study) -> dict[str, Any]:
+    from p2pfl.cli.agreed_analyses import shown_analyses
     from p2pfl.governance.encoding import grouped
 
     edges = study.graph.edges
@@ -310,6 +336,7 @@ def _shown(study: Study) -> dict[str, Any]:
             "address": card.address,
             "samples": card.samples,
             "fingerprint": card.fingerprint,
+            "cohort": None if card.cohort is None else card.cohort.as_dict(),
             "neighbours": {name: weights[card.name, name] for name in study.neighbours(card.name)},
         }
         for card in study.members
@@ -324,6 +351,7 @@ def _shown(study: Study) -> dict[str, Any]:
         "resolved": study.experiment,
         "continues": None if study.continues is None else study.continues.as_dict(),
         "result_contract": None if study.result_contract is None else study.result_contract.as_dict(),
+        **shown_analyses(study),
         "digest": study.digest,
         "digest_groups": grouped(study.digest),
     }

@@ -22,6 +22,7 @@ from pydantic import Field
 from p2pfl.data.check import CheckedTable
 from p2pfl.data.contract import Contract
 from p2pfl.errors import ConfigError, DataError, StoreError, store_error
+from p2pfl.governance.cohort_commitment import CohortCommitment
 from p2pfl.governance.encoding import canonical
 from p2pfl.runs.text import document_of, read_document
 from p2pfl.yaml_files import check
@@ -30,24 +31,7 @@ KEY_BYTES = 32
 
 _COHORT, _PATIENT, _ROW, _KEY = (b"p2pfl cohort 1 " + part + b"\n" for part in (b"commitment", b"patient", b"row", b"key"))
 _TAG_DIGITS = 32
-_Hex = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 _Tag = Annotated[str, Field(pattern=f"^[0-9a-f]{{{_TAG_DIGITS}}}$")]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CohortCommitment:
-    """Numbers and the HMAC that bind a site to its rows; public."""
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-    contract: _Hex
-    """Digest of the data contract."""
-    rows: Annotated[int, Field(ge=0)]
-    patients: Annotated[int, Field(ge=0)]
-    hmac: _Hex
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, in the file's order."""
-        return {"contract": self.contract, "rows": self.rows, "patients": self.patients, "hmac": self.hmac}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

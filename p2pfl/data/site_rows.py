@@ -34,6 +34,19 @@ class ExaminedTable:
         """Whether the table follows the contract, and frozen rows are as they were."""
         return self.table is not None and self.cohort_fault is None
 
+    @property
+    def rows(self) -> CheckedTable:
+        """Rows that the site computes with: all of an accepted table, or the frozen ones where it has frozen some.
+
+        Raises:
+            ConfigError: a rule refuses the table, or a frozen row has changed or is gone.
+        """
+        if self.table is None:
+            raise DataError([str(each) for each in self.report.refusals], self.raw.place)
+        if self.cohort_fault is not None:
+            raise self.cohort_fault
+        return self.cohort.rows if self.cohort is not None else self.table
+
 
 def examine_site_table(section: SiteSection, contract: Contract | Path | None = None) -> ExaminedTable:
     """Read a site's table, hold it against the contract, and look for its frozen rows.
@@ -67,8 +80,4 @@ def site_rows(section: SiteSection, contract: Contract | Path | None = None) -> 
         ConfigError: as `examine_site_table`; a rule refuses the table, or a frozen row has changed or is gone.
     """
     found = examine_site_table(section, contract)
-    if found.table is None:
-        raise DataError([str(each) for each in found.report.refusals], found.raw.place)
-    if found.cohort_fault is not None:
-        raise found.cohort_fault
-    return found.contract, found.cohort.rows if found.cohort is not None else found.table
+    return found.contract, found.rows

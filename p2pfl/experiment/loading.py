@@ -75,7 +75,11 @@ def recorded_experiment(raw: Mapping[str, Any], place: str, overrides: Mapping[s
 
 
 def load_study(path: Path | str) -> Study:
-    """Read a study from its file; ConfigError where its experiment leaves keys to the defaults of each reader's version."""
+    """Read a study from its file and check its experiment, its data contract and its analyses.
+
+    Raises:
+        ConfigError: one of them cannot be, or leaves keys to the defaults of each reader's version.
+    """
     study = Study.read(path)
     if faults := list(faults_of_study_task(study.experiment.get("task"))):
         raise ConfigError(faults, str(path))
@@ -86,6 +90,10 @@ def load_study(path: Path | str) -> Study:
             "make the study with p2pfl study new, which resolves it",
             str(path),
         )
+    if study.contract is not None:
+        from p2pfl.analyses.agreed import AgreedAnalyses  # a study without a contract does without analyses
+
+        AgreedAnalyses.of(study, str(path))
     return study
 
 

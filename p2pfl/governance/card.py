@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field
 
 from p2pfl.errors import ConfigError
+from p2pfl.governance.cohort_commitment import CohortCommitment
 from p2pfl.governance.encoding import canonical, z85_decode
 from p2pfl.governance.names import Name, split_address
 from p2pfl.statistics.moments import Moments
@@ -83,6 +84,8 @@ class Card:
     """Training rows, if the site says; weighting by samples needs it."""
     moments: Moments | None = None
     """Moments of the training rows' inputs, if the site says; a study with `standardise: pooled` needs them."""
+    cohort: CohortCommitment | None = None
+    """Commitment to the rows that the site has frozen; None: it has said nothing of them."""
     signature: Annotated[str, _checked_hex(2 * _KEY_BYTES)]
     """Ed25519 over everything above, hex."""
 
@@ -122,6 +125,10 @@ class Card:
             del content["moments"]
         else:
             content["moments"] = self.moments.as_dict()
+        if self.cohort is None:  # the same for cards of before there were cohorts
+            del content["cohort"]
+        else:
+            content["cohort"] = self.cohort.as_dict()
         return content
 
     def save(self, path: Path) -> None:

@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from p2pfl.errors import ConfigError
 from p2pfl.governance import key_file
 from p2pfl.governance.card import Card, card_message
+from p2pfl.governance.cohort_commitment import CohortCommitment
 from p2pfl.governance.encoding import z85_encode
 from p2pfl.statistics.moments import Moments
 
@@ -109,6 +110,7 @@ class Identity:
         samples: int | None = None,
         moments: Moments | None = None,
         relay: str | Sequence[str] | None = None,
+        cohort: CohortCommitment | None = None,
     ) -> Card:
         """Make a signed card with these keys' public halves; ConfigError for a name or an address that cannot be."""
         content: dict[str, Any] = {
@@ -123,6 +125,8 @@ class Identity:
             content["relay"] = relay if isinstance(relay, str) else list(relay)
         if moments is not None:
             content["moments"] = moments.as_dict()
+        if cohort is not None:
+            content["cohort"] = cohort.as_dict()
         return Card.from_mapping({**content, "signature": self.signing.sign(card_message(content)).hex()}, "card")
 
     def owns(self, card: Card) -> bool:

@@ -95,6 +95,10 @@ class Study:
     """The contract that each site's code and versions are held against; None: nothing of that is bound, as before there were any."""
     continues: Continuation | None = None
     """The study whose models its members go on from; None: all begin as the experiment says."""
+    contract: dict[str, Any] | None = None
+    """The data contract with every default written out; None: the study names no table."""
+    analyses: dict[str, dict[str, Any]] | None = None
+    """Analyses that members may run together, by name, written out; None: the study lists none."""
 
     @classmethod
     def create(
@@ -169,6 +173,11 @@ class Study:
         """Add to the study which one it continues."""
         return Study.from_mapping({**self.as_dict(), "continues": continuation.as_dict()}, "the new study")
 
+    def with_contract(self, contract: Mapping[str, Any], analyses: Mapping[str, Mapping[str, Any]]) -> Study:
+        """Add to the study the data contract, and the analyses where there are any."""
+        listed = {"analyses": {name: dict(content) for name, content in analyses.items()}} if analyses else {}
+        return Study.from_mapping({**self.as_dict(), "contract": dict(contract), **listed}, "the new study")
+
     def save(self, path: Path) -> None:
         """Write the study to a new file; FileExistsError if there is one."""
         with path.open("x", encoding="utf-8") as file:
@@ -191,6 +200,10 @@ class Study:
             content["result_contract"] = self.result_contract.as_dict()
         if self.continues is not None:
             content["continues"] = self.continues.as_dict()
+        if self.contract is not None:
+            content["contract"] = self.contract
+        if self.analyses is not None:
+            content["analyses"] = self.analyses
         return content
 
     @property
@@ -254,6 +267,7 @@ class Study:
                     yield f"members: {field} = {value!r} stands in {count} cards ({bearers}); expected one"
         yield from self._graph_faults()
         yield from unencodable(self.experiment, "experiment")
+        yield from self._faults_of_analyses()
         if self.experiment.get("nodes") is not None:
             afar = [card.name for card in self.members if not all(map(is_loopback, card.addresses))]
             if afar:
@@ -279,6 +293,19 @@ class Study:
         for name, count in Counter(row.name for row in self.layout or ()).items():
             if count > 1:
                 yield f"layout: tensor {name} is given {count} times; expected once"
+
+    def _faults_of_analyses(self) -> Iterator[str]:
+        """Find faults of contract and analyses that need no knowledge of either; `load_study` looks into both."""
+        if self.contract is not None:
+            yield from unencodable(self.contract, "contract")
+        if self.analyses is None:
+            return
+        if self.contract is None:
+            yield "contract: required, but missing: the table that the analyses are about"
+        if not self.analyses:
+            yield "analyses = {}: expected at least one; leave the key out where the study lists none"
+        yield from (f"analyses: the name {name!r}: expected {NEW_RULE}" for name in self.analyses if not is_new_name(name))
+        yield from unencodable(self.analyses, "analyses")
 
     def _graph_faults(self) -> list[str]:
         addresses = {card.name: card.address for card in self.members}

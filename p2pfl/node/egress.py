@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from p2pfl.experiment.plan import Plan
 from p2pfl.governance.card import Card
@@ -17,6 +17,9 @@ from p2pfl.wire.codec import encode
 from p2pfl.wire.messages import MAX_RECORD_BYTES, Hello, Remembered, Report, StopNews
 from p2pfl.wire.round_record import MAX_METRICS
 from p2pfl.wire.update import DTYPES, UpdateFormat
+
+if TYPE_CHECKING:  # a study without a contract does without analyses
+    from p2pfl.node.egress_sums import AnalysisEgress
 
 _LARGEST = 2**53 - 1
 
@@ -68,6 +71,10 @@ class Egress:
     """How the bytes get to each neighbour."""
     relayed: Relayed | None
     """Bytes of others that leave here; None: nothing is relayed."""
+    analyses: tuple[AnalysisEgress, ...] = ()
+    """Numbers that leave for each analysis of the study, where `p2pfl stats together` runs it."""
+    no_updates: str | None = None
+    """Reason why no node of this study starts here, so that no update leaves; None: it starts."""
 
     @property
     def round_bytes(self) -> int:
@@ -80,7 +87,14 @@ class Egress:
 
 
 def egress_of(
-    plan: Plan, card: Card, policy: ViewPolicy, *, heartbeat_s: int, ways: Sequence[EdgeWay] = (), relayed: Relayed | None = None
+    plan: Plan,
+    card: Card,
+    policy: ViewPolicy,
+    *,
+    heartbeat_s: int,
+    ways: Sequence[EdgeWay] = (),
+    relayed: Relayed | None = None,
+    analyses: Sequence[AnalysisEgress] = (),
 ) -> Egress:
     """List what leaves the site of a member, whose rows are in the plan."""
     me = plan.names.index(card.name)
@@ -102,9 +116,30 @@ def egress_of(
         travels=tuple(travels),
         is_most=not plan.schedule.is_steady,
         stays=tuple(stays),
-        messages=(*_messages(plan, card, policy, heartbeat_s), *_messages_on_the_way(ways)),
+        messages=(*_messages(plan, card, policy, heartbeat_s), *_messages_of_sums(analyses), *_messages_on_the_way(ways)),
         ways=tuple(ways),
         relayed=relayed,
+        analyses=tuple(analyses),
+    )
+
+
+def egress_of_sums(
+    card: Card, reason: str, *, ways: Sequence[EdgeWay] = (), relayed: Relayed | None = None, analyses: Sequence[AnalysisEgress] = ()
+) -> Egress:
+    """List what leaves the site of a member that runs analyses and no node, with the reason for the latter."""
+    return Egress(
+        member=card.name,
+        receivers=(),
+        tensors=(),
+        update_bytes=0,
+        travels=(),
+        is_most=False,
+        stays=(),
+        messages=(_card(card), *_messages_of_sums(analyses), *_messages_on_the_way(ways)),
+        ways=tuple(ways),
+        relayed=relayed,
+        analyses=tuple(analyses),
+        no_updates=reason,
     )
 
 
@@ -131,15 +166,8 @@ def _messages(plan: Plan, card: Card, policy: ViewPolicy, heartbeat_s: int) -> S
     metrics = ", ".join(sorted(plan.task.metrics)[:MAX_METRICS]) or "none"
     said = f"loss, and metrics on its own test rows ({metrics})" if policy.metrics else "neither losses nor metrics"
     cap = "" if policy.bytes_per_s is None else f", at most {policy.bytes_per_s:,.0f} bytes a second with those of others"
-    on_card = [name for name, known in (("training rows", card.samples), ("means and deviations of inputs", card.moments)) if known]
     return [
-        Message(
-            what="its card, in the study",
-            to="everybody who has the study",
-            holds=f"name, addresses, public keys{''.join(f', {name}' for name in on_card)}",
-            when="before the start",
-            most_bytes=len(card.text.encode()),
-        ),
+        _card(card),
         Message(
             what="round record, signed",
             to="all members, passed on by neighbours",
@@ -184,6 +212,32 @@ def _messages(plan: Plan, card: Card, policy: ViewPolicy, heartbeat_s: int) -> S
             most_bytes=None,
         ),
     ]
+
+
+def _card(card: Card) -> Message:
+    """List what a card tells, which travels within the study's file."""
+    told = ("training rows", card.samples), ("means and deviations of inputs", card.moments)
+    on_card = [name for name, known in (*told, ("numbers of frozen rows and patients, with an HMAC of them", card.cohort)) if known]
+    return Message(
+        what="its card, in the study",
+        to="everybody who has the study",
+        holds=f"name, addresses, public keys{''.join(f', {name}' for name in on_card)}",
+        when="before the start",
+        most_bytes=len(card.text.encode()),
+    )
+
+
+def _messages_of_sums(analyses: Sequence[AnalysisEgress]) -> Iterator[Message]:
+    """List what leaves beside the numbers while analyses run; nothing where the study lists none."""
+    if analyses:
+        yield Message(
+            what="openings and digests of secure sums, signed",
+            to="all members, passed on by neighbours",
+            holds="digests of the study and of the planned sums, a fresh public key, a random number, keyed digests of totals, "
+            "or that this site gives no numbers",
+            when="while p2pfl stats together runs",
+            most_bytes=None,
+        )
 
 
 def _messages_on_the_way(ways: Sequence[EdgeWay]) -> Iterator[Message]:

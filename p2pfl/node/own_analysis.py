@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
+from p2pfl.analyses.agreed import AgreedAnalyses, check_same_contract, read_analysis
 from p2pfl.analyses.leading import FewPatientsHere
 from p2pfl.analyses.policy import RefusedByPolicy
 from p2pfl.analyses.release_log import ReleaseLog
@@ -18,32 +19,31 @@ from p2pfl.analyses.site_files import SiteSettings, load_settings
 from p2pfl.analyses.spec import AnalysisSpec
 from p2pfl.analyses.sum_plan import planned_sums
 from p2pfl.data.contract import Contract
-from p2pfl.data.site_rows import site_rows
-from p2pfl.data.site_section import beside
 from p2pfl.errors import ConfigError, MembersMissing
 from p2pfl.experiment.loading import load_study
 from p2pfl.governance.encoding import canonical
+from p2pfl.governance.study import Study
 from p2pfl.node.own_sums import analyse_with_others, memory_of, sum_terms
+from p2pfl.node.own_table import examine_bound_table
 from p2pfl.node.site import SiteFile
 from p2pfl.node.sum_node import NO_NUMBERS, OTHER_PLAN, PATIENCE_S, SumSessionEnded
 from p2pfl.node.sum_store import SumFolder
 from p2pfl.privacy.planned_sum import PlannedSum
+from p2pfl.protocol.sum_terms import SumTerms
 from p2pfl.statistics.sums import Numbers, SumRequest
-from p2pfl.yaml_files import load_yaml, shown
-
-_EXAMPLE = "kind: glm"
 
 MOST_NUMBERS: Final = 2**22
 """Numbers of one sum between institutions; they take 64 MiB."""
 
 
 def analyse_together(
-    analysis_path: Path, site_path: Path, *, confirmed: str | None = None, patience_s: float = PATIENCE_S, **settings: Any
+    analysis: Path | str, site_path: Path, *, confirmed: str | None = None, patience_s: float = PATIENCE_S, **settings: Any
 ) -> Any:
     """Run an analysis with the other members of a study, which all do so at the same time.
 
     Args:
-        analysis_path: keys of an `AnalysisSpec`, and the contract's file where the site's own file names none; the same at all members.
+        analysis: name of one in the study; or a file with keys of an `AnalysisSpec`, the same at all members, and the contract's file
+            where neither the study nor the site's own file has one. Where the study lists analyses, the file's is one of them.
         site_path: this member's site.yaml, with its table and its policy.
         confirmed: the study's digest as the administrator confirmed it; None: the one in site.yaml.
         patience_s: a member that is away for longer ends the analysis.
@@ -60,27 +60,24 @@ def analyse_together(
         SumSessionEnded: parts of a sum did not fit.
         StoreError: the site's log of releases or its memory of sums is damaged, or the disk failed.
     """
-    own = load_settings(site_path)
-    spec, contract = _load_analysis(analysis_path, own)
-    spec.check(contract)
-    site = SiteFile.load(site_path)
+    own, site = load_settings(site_path), SiteFile.load(site_path)
     study = load_study(site.study)
-    sums = planned_sums(spec, contract, len(study.names))
-    _check_size(sums)
-    terms = sum_terms(study, sums, agreement=hashlib.sha256(canonical([spec.as_dict(), contract.digest])).hexdigest())
-    analysis, rows_of = conversation(spec, contract, len(study.names))
+    spec, contract = _asked(analysis, own, AgreedAnalyses.of(study, str(site.study)))
+    spec.check(contract)
+    terms = terms_of(study, spec, contract)
+    led, rows_of = conversation(spec, contract, len(study.names))
     refusal, rows = None, None
     try:
         with ExitStack() as logs:
             if not (reasons := tuple(own.policy.refusals(spec, contract))):
-                table = site_rows(own.section, contract)[1]
+                table = examine_bound_table(own.section, contract, study.member(site.member)).rows
                 log = logs.enter_context(ReleaseLog.beside(own.section.keys))
                 own_rows = placed(rows_of(table), study.names.index(site.member))
                 rows = with_release(log, spec, contract, table, own_rows, study=study.digest, cohort=own.section.cohort)
                 reasons = (*_restored(site_path), *rows.refusals(own.policy))
             if reasons:
                 refusal = refused(own.name, reasons)
-            led = recorded(spec, analysis) if refusal is None else _without_numbers(analysis, refusal)
+            led = recorded(spec, led) if refusal is None else _without_numbers(led, refusal)
             return analyse_with_others(site_path, study, terms, led, rows, confirmed=confirmed, patience_s=patience_s, **settings)
     except FewPatientsHere as error:
         raise refused(own.name, (error.reason,)) from None
@@ -100,13 +97,26 @@ def analyse_together(
         raise
 
 
-def _load_analysis(path: Path, own: SiteSettings) -> tuple[AnalysisSpec, Contract]:
-    raw = dict(load_yaml(path, _EXAMPLE))
-    written = raw.pop("contract", None)
-    if written is not None and not isinstance(written, str):
-        raise ConfigError(f"contract = {shown(written)}: expected the file of the data contract", str(path))
-    spec = AnalysisSpec.from_mapping(raw, str(path))
-    file = own.section.contract if written is None else beside(path.absolute().parent, written)
+def terms_of(study: Study, spec: AnalysisSpec, contract: Contract) -> SumTerms:
+    """Terms of the sums of one analysis over all members of a study.
+
+    Raises:
+        ConfigError: the members are too few, or the sums are too large.
+    """
+    sums = planned_sums(spec, contract, len(study.names))
+    _check_size(sums)
+    return sum_terms(study, sums, agreement=hashlib.sha256(canonical([spec.as_dict(), contract.digest])).hexdigest())
+
+
+def _asked(analysis: Path | str, own: SiteSettings, agreed: AgreedAnalyses | None) -> tuple[AnalysisSpec, Contract]:
+    """Find the analysis that is asked for and its contract: the study's where it has one, else as files say."""
+    if agreed is not None:
+        if own.section.contract is not None:
+            check_same_contract(own.section.contract, agreed.contract, own.section.place)
+        return agreed.asked(str(analysis)), agreed.contract
+    path = Path(analysis)
+    spec, named = read_analysis(path)
+    file = named if named is not None else own.section.contract
     if file is None:
         raise ConfigError(f"contract: required, but missing: the file of the data contract, here or in {own.section.place}", str(path))
     return spec, Contract.load(file)

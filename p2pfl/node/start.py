@@ -79,6 +79,10 @@ def start(
     card = study.member(site.member)
     if not identity.owns(card):
         raise ConfigError(f"keys = {str(site.keys)!r}: not those of {site.member} in the study", str(site_path))
+    if study.contract is not None:
+        from p2pfl.node.own_table import check_own_table  # a study without a contract does without analyses
+
+        check_own_table(site, study, site_path)
     torch.set_num_threads(site.threads)
     found = differences_here(study.result_contract, study.task_name)
     differs = accepted(found, {*site.accept_differences, *accept_differences}, str(site_path))  # before the task's code runs

@@ -71,6 +71,11 @@ ATTACKS = {
     "two that differ by one patient": (lambda: one_without("dose"), [AGE, DOSE], "site-1"),
     "the other way round": (lambda: one_without("dose"), [DOSE, AGE], "site-1"),
     "a description and a model": (lambda: one_without("died"), [("describe", "--variables", "age"), AGE], "site-1"),
+    "a description of a variable that many lack and a model": (
+        lambda: changed(one_without("died"), dose=lambda row, place: "" if place % 8 == 3 else row["dose"]),
+        [("describe", "--variables", "age,dose"), ("glm", "visits ~ dose + died", "--family", "poisson")],
+        "site-1",
+    ),
     "two descriptions": (
         lambda: changed(one_without("dose"), age=lambda row, place: "" if place == ONE + 3 else row["age"]),
         [("describe", "--variables", "age"), ("describe", "--variables", "age,dose", "--by", "died"), ("describe", "--variables", "dose")],
@@ -89,7 +94,10 @@ ATTACKS = {
 }
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+OFTEN = {"two that differ by one patient", "a description of a variable that many lack and a model", "three that meet in one"}
+
+
+@pytest.mark.parametrize("attack", [each if each in OFTEN else pytest.param(each, marks=pytest.mark.slow) for each in ATTACKS])
 def test_analyses_that_tell_one_patient_apart_are_refused(attack, made_site, caplog):
     study, questions, name = ATTACKS[attack]
     site = made_site(study())
@@ -116,7 +124,7 @@ def with_a_twin(places):
     return {**variables, "sex_at_birth": category("female", "male")}, outcome, twins
 
 
-@pytest.mark.parametrize("kind", ["model", "description"])
+@pytest.mark.parametrize("kind", ["model", pytest.param("description", marks=pytest.mark.slow)])
 def test_two_variables_that_differ_in_few_patients_are_not_both_used(kind, made_site, caplog):
     def question(name):
         return ("glm", f"dose ~ {name}", "--family", "gaussian") if kind == "model" else ("describe", "--variables", "dose", "--by", name)
@@ -128,12 +136,34 @@ def test_two_variables_that_differ_in_few_patients_are_not_both_used(kind, made_
     assert "sex_at_birth differs from sex, of which totals have been released, in fewer than 5 patients of this site alone" in caplog.text
 
 
+@pytest.mark.slow
 def test_two_variables_that_differ_in_many_patients_are_both_used(made_site):
     site = made_site(with_a_twin(range(30)))
 
     assert [site.ask("glm", f"dose ~ {name}", "--family", "gaussian")[0] for name in ("sex", "sex_at_birth")] == [0, 0]
 
 
+GRIDS = [((50, 51), (0, 2)), *(pytest.param(each, (0, 0), marks=pytest.mark.slow) for each in ((50, 200), (200, 50), (200, 300)))]
+
+
+@pytest.mark.parametrize(("grids", "codes"), GRIDS)
+def test_nobody_is_found_by_halving_the_cells_of_time(grids, codes, made_site, caplog):
+    site = made_site(changed(made(), days=lambda row, place: "51" if place == ONE else str(25 + 50 * (place // 3 % 16))))
+
+    assert tuple(site.ask("km", "Surv(days, died) ~ 1", "--grid", str(grid))[0] for grid in grids) == codes
+    if codes[1]:
+        assert "days was counted in other cells before, and fewer than 5 patients of this site are between their ends" in caplog.text
+
+
+def test_nobody_is_found_by_another_contract_with_other_cells(made_site):
+    site = made_site(made())
+    assert site.ask("describe", "--variables", "age")[0] == 0
+    site.contract.write_text(site.contract.read_text().replace("- 110\n", "- 111\n"))
+
+    assert site.ask("describe", "--variables", "age") == (2, "", "p2pfl: site-0: refused by policy\n")
+
+
+@pytest.mark.slow
 def test_any_two_of_the_three_that_meet_in_one_are_answered(made_site):
     site = made_site(meeting_in_one())
     for pair in (("age", "dose"), ("dose", "visits"), ("age", "visits")):
@@ -141,7 +171,7 @@ def test_any_two_of_the_three_that_meet_in_one_are_answered(made_site):
         assert [site.ask("glm", f"died ~ {name}", "--family", "binomial")[0] for name in pair] == [0, 0]
 
 
-@pytest.mark.parametrize("change", ["leaves", "comes"])
+@pytest.mark.parametrize("change", ["leaves", pytest.param("comes", marks=pytest.mark.slow)])
 def test_a_patient_who_comes_or_leaves_between_two_analyses_is_not_told_apart(change, made_site):
     site = made_site(made())
     table = site.folder / "site-1.csv"
@@ -154,6 +184,7 @@ def test_a_patient_who_comes_or_leaves_between_two_analyses_is_not_told_apart(ch
     assert site.ask(*AGE) == (2, "", "p2pfl: site-1: refused by policy\n")
 
 
+@pytest.mark.slow
 def test_several_who_come_are_enough(made_site):
     site = made_site(made())
     table = site.folder / "site-1.csv"
@@ -217,6 +248,7 @@ def test_a_variable_is_in_no_more_analyses_than_the_policy_says(made_site, caplo
     assert site.ask("glm", "visits ~ sex", "--family", "poisson")[0] == 0
 
 
+@pytest.mark.slow
 def test_numbers_about_the_same_patients_are_counted_over_all_analyses(made_site, caplog):
     site = made_site(made(75))
     rights = ("age + dose", "dose + age + visits", "age + visits", "dose + visits", "age * dose", "dose * visits", "age * visits")
@@ -281,7 +313,10 @@ def shorter(folder):
     (folder / "log.jsonl").write_bytes(b"".join(lines[:-2]))
 
 
-@pytest.mark.parametrize("damage", [deleted, emptied, changed_byte, without_its_key, without_its_last, shorter])
+DAMAGES = [deleted, changed_byte, *(pytest.param(each, marks=pytest.mark.slow) for each in (emptied, without_its_key, without_its_last))]
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, pytest.param(shorter, marks=pytest.mark.slow)])
 def test_a_log_that_was_damaged_ends_the_analysis_in_one_sentence(damage, made_site):
     site = made_site(made())
     assert site.ask(*AGE)[0] == 0
@@ -366,6 +401,7 @@ def test_the_log_is_shown_in_80_columns_and_as_json(made_site):
     assert (found["patients"], found["most_analyses"], found["analyses_of_variables"]["age"]) == (80, 9, 2)
 
 
+@pytest.mark.slow
 def test_a_small_site_counts_with_all_of_its_patients_or_with_none(made_site):
     variables, outcome, rows = one_without("dose")
     few = [row for place, row in enumerate(rows) if row["site"] != "site-1" or place in (1, ONE, 7)]

@@ -86,6 +86,7 @@ def test_the_commands_are_those_of_the_manual():
         "data fetch",
         "data freeze",
         "data list",
+        "data prepare",
         "doctor",
         "inspect",
         "keys card",

@@ -75,6 +75,7 @@ def test_one_patient_is_not_told_apart_in_the_next_study_either(institutions, ca
     assert [each.study for each in log_of(institutions, 1)] == [first, second]
 
 
+@pytest.mark.slow
 def test_a_log_that_is_gone_or_older_ends_the_analysis_before_anybody_hears_of_it(institutions):
     log = SiteFile.load(institutions.sites[1]).keys.with_name("releases") / "log.jsonl"
     institutions.found(institutions.written(AGE))
@@ -89,6 +90,7 @@ def test_a_log_that_is_gone_or_older_ends_the_analysis_before_anybody_hears_of_i
         log.write_bytes(whole)
 
 
+@pytest.mark.slow
 def test_a_site_that_its_neighbours_know_to_be_restored_from_a_backup_answers_nothing(institutions, caplog):
     with SumFolder(memory_of(SiteFile.load(institutions.sites[2]))) as folder:
         folder.append_block("5a" * 32, 0)

@@ -276,6 +276,7 @@ LINES = {
     "stats glm": [["y ~ x", "site.yaml", "--contract", "sent.yaml"]],
     "stats cox": [["Surv(t, e) ~ x", "site.yaml", "--contract", "sent.yaml"]],
     "stats km": [["Surv(t, e) ~ x", "site.yaml", "--contract", "sent.yaml"]],
+    "stats calibration": [["y ~ x", "site.yaml", "--contract", "sent.yaml"]],
     "stats compare": [["Surv(t, e) ~ x", "site.yaml", "--contract", "sent.yaml"]],
     "stats released": [["site.yaml"]],
     "stats together": [["sent.yaml", "site.yaml"], ["site.yaml", "site.yaml"]],

@@ -1,25 +1,25 @@
-"""Check of the site's table against the data contract, where site.yaml names both."""
+"""Check of the site's table against the data contract: that of the study, or the one that site.yaml names."""
 
 from __future__ import annotations
 
-from p2pfl.data.site_rows import examine_site_table
+from p2pfl.data.site_rows import ExaminedTable, examine_site_table
 from p2pfl.data.site_section import SiteSection
 from p2pfl.errors import ConfigError
 from p2pfl.node.doctor.examination import Examination, Fact, Finding, Noted, findings_of
+from p2pfl.node.own_table import examine_own_table
 
 _TABLE = "mend the table, or what `table` in site.yaml says of it; p2pfl data check shows the same"
 _COHORT = "restore the rows, or freeze them anew and tell the other institutions"
 
 
 def check_table(exam: Examination) -> Noted:
-    """Read the site's table, hold it against the contract, and compare its frozen rows; silent where site.yaml does not name both."""
-    assert exam.site is not None
-    if exam.site.table is None or exam.site.contract is None:
-        return
+    """Read the site's table, hold it against the contract, and compare its frozen rows; silent where there is no table or no contract."""
     try:
-        found = examine_site_table(SiteSection.load(exam.path))
+        found = _examined(exam)
     except ConfigError as error:
         yield from findings_of(error, _TABLE)
+        return
+    if found is None:
         return
     yield from (Finding(fault=str(each), remedy=each.remedy or _TABLE) for each in found.report.refusals)
     if found.cohort_fault is not None:
@@ -29,3 +29,13 @@ def check_table(exam: Examination) -> Noted:
         frozen = "" if found.cohort is None else f"; {rows - later:,} are frozen and as they were, {later:,} came later"
         said = f"{rows:,} rows follow the contract {found.contract.name}{frozen}"
         yield Fact(what="table", said=said, figures={"rows": rows, "patients": found.report.num_patients, "digest": found.contract.digest})
+
+
+def _examined(exam: Examination) -> ExaminedTable | None:
+    """Read the table as the study says, where it has a contract; else as site.yaml alone says."""
+    assert exam.site is not None
+    if exam.study is not None and exam.study.contract is not None:
+        return examine_own_table(exam.site, exam.study, exam.path)
+    if exam.site.table is None or exam.site.contract is None:
+        return None
+    return examine_site_table(SiteSection.load(exam.path))

@@ -1,0 +1,99 @@
+"""Contract, analyses and frozen cohorts of a study, as its commands read them from files and show them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from p2pfl.cli.agreed import say_table, written
+from p2pfl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from p2pfl.governance.study import Study
+
+
+def with_analyses(study: Study, contract: Path | None, analyses: Sequence[Path]) -> Study:
+    """Add contract and analyses from their files to a new study.
+
+    Raises:
+        ConfigError: a file is wrong, an analysis cannot be run by these members, or a card's cohort is of another contract.
+    """
+    if contract is None and analyses:
+        raise ConfigError("--analysis: needs --contract, the table that the analyses are about")
+    if contract is None:
+        return study
+    from p2pfl.analyses.agreed import AgreedAnalyses
+    from p2pfl.node.own_analysis import terms_of
+
+    agreed, faults = AgreedAnalyses.load(contract, analyses), list[str]()
+    for name, spec in agreed.specs.items():
+        try:
+            terms_of(study, spec, agreed.contract)
+        except ConfigError as error:
+            faults += [f"analyses.{name}: {finding}" for finding in error.findings]
+    if faults:
+        raise ConfigError(faults)
+    return agreed.added_to(study)
+
+
+def say_analyses(study: Study) -> None:
+    """Print the data contract, the analyses, and which members have frozen their rows; nothing where the study has none of them."""
+    if study.contract is not None:
+        say_table("the data contract and the analyses", _rows(study, study.contract))
+    if study.contract is not None or any(card.cohort is not None for card in study.members):
+        say_table("rows that are frozen", _cohorts(study))
+
+
+def shown_analyses(study: Study) -> dict[str, Any]:
+    """Plain values of a study's contract and analyses, for JSON; None where it has none."""
+    digest = None if study.contract is None else _digest(study)
+    return {"contract": study.contract, "contract_digest": digest, "analyses": study.analyses}
+
+
+def write_contract(study: Study, path: Path) -> None:
+    """Write a study's data contract to a new file; ConfigError where it has none, or the file cannot be written."""
+    from p2pfl.yaml_files import dump_yaml
+
+    if study.contract is None:
+        raise ConfigError(f"--contract = {str(path)!r}: the study has no data contract")
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(dump_yaml(study.contract))
+    except OSError as error:
+        raise ConfigError(f"cannot be written: {error.strerror}", str(path)) from error
+    typer.echo(f"{path}   the study's data contract", err=True)
+
+
+def _digest(study: Study) -> str:
+    from p2pfl.data.contract import Contract
+
+    return Contract.from_mapping(study.contract or {}, "contract").digest
+
+
+def _rows(study: Study, contract: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    from p2pfl.governance.encoding import grouped
+
+    yield "contract", str(contract["name"])
+    yield "  digest", grouped(_digest(study))
+    for key, value in contract.items():
+        if key not in ("name", "variables"):
+            yield f"  {key}", written(value)
+    for name, variable in contract["variables"].items():
+        yield f"variable {name}", written({key: value for key, value in variable.items() if value not in (None, "", [], {})})
+    for name, analysis in (study.analyses or {}).items():
+        yield f"analysis {name}", written(analysis)
+    if study.analyses is None:
+        yield "analyses", "none is listed: members agree on a file for each"
+
+
+def _cohorts(study: Study) -> Iterator[tuple[str, str]]:
+    from p2pfl.governance.encoding import grouped
+
+    for card in study.members:
+        if card.cohort is None:
+            yield card.name, "not said: its rows may change"
+        else:
+            yield card.name, f"{card.cohort.rows:,} rows of {card.cohort.patients:,} patients, {grouped(card.cohort.hmac)}"
