@@ -17,7 +17,7 @@ from p2pfl.simulator import simulate
 from p2pfl.transports import reserve_port
 from p2pfl.yaml_files import dump_yaml, load_yaml
 
-DEADLINE_S = 120
+DEADLINE_S = 300
 
 
 @pytest.fixture
