@@ -108,6 +108,7 @@ def test_the_commands_are_those_of_the_manual():
         "stats mixed",
         "stats released",
         "stats together",
+        "stats up",
         "study join",
         "study new",
         "study show",

@@ -277,6 +277,8 @@ LINES = {
     "stats cox": [["Surv(t, e) ~ x", "site.yaml", "--contract", "sent.yaml"]],
     "stats km": [["Surv(t, e) ~ x", "site.yaml", "--contract", "sent.yaml"]],
     "stats calibration": [["y ~ x", "site.yaml", "--contract", "sent.yaml"]],
+    "stats mixed": [["y ~ x", "site.yaml", "--contract", "sent.yaml"]],
+    "stats up": [["sent.yaml", "site.yaml"]],
     "stats compare": [["Surv(t, e) ~ x", "site.yaml", "--contract", "sent.yaml"]],
     "stats released": [["site.yaml"]],
     "stats together": [["sent.yaml", "site.yaml"], ["site.yaml", "site.yaml"]],

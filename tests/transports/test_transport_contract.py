@@ -365,9 +365,8 @@ def test_a_disconnected_neighbour_stays_away_for_so_long_and_comes_back_by_itsel
             await arrives(theirs, ours, excludes, [b"after"])
             assert time.monotonic() - began_s >= AWAY_S
             assert ours.link(excluded).is_up
-            await until(lambda: ours.link_counters[excluded]["connected"] == 2)
-            assert ours.link_counters[excluded]["connected"] == 2
-            await until(lambda: ours.link_counters[excluded]["disconnected"] == 1)
-            assert ours.link_counters[excluded]["disconnected"] == 1
+            counted = ours.link_counters[excluded]
+            await until(lambda: counted["connected"] >= 2)  # more often, where a busy machine loses the new connection as well
+            await until(lambda: counted["disconnected"] == counted["connected"] - 1)
 
     finish(main())
