@@ -228,6 +228,8 @@ class ZeroMQTransport:
 
     def _send_now(self, peer: str, frames: Sequence[bytes | memoryview]) -> bool:
         """Whether a link's queue took a message; raises where there is no link."""
+        if self._links.is_excluded(peer):  # libzmq may not have noticed yet that the connection was shut, and would take it
+            raise self._no_link(peer)
         try:
             if peer not in self._diallers:
                 if not self._routes.send(peer, frames):

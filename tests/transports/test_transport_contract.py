@@ -349,6 +349,8 @@ def test_a_disconnected_neighbour_stays_away_for_so_long_and_comes_back_by_itsel
             began_s, before = time.monotonic(), theirs.link_counters[excludes]["disconnected"]
             ours.disconnect(excluded, AWAY_S, "too much")
 
+            with pytest.raises(TransportError, match=f"no link from {excludes} to {excluded}"):
+                await ours.send(excluded, [b"at once"], 1.0)  # no connection that is about to end takes it
             assert not ours.link(excluded).is_up
             assert ours.link(excluded).detail == "this node has ended the connection for 1 s: too much"
             await until(lambda: theirs.link_counters[excludes]["disconnected"] > before)
