@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from p2pfl.analyses.common_rows import with_common
 from p2pfl.analyses.spec import AnalysisSpec
 from p2pfl.data.contract import Contract
 from p2pfl.data.site_section import beside
@@ -29,13 +30,17 @@ class AgreedAnalyses:
     """By name; empty where the study lists none, and members agree on a file each time."""
 
     @classmethod
-    def load(cls, contract: Path, analyses: Sequence[Path] = ()) -> AgreedAnalyses:
+    def load(cls, contract: Path | Contract, analyses: Sequence[Path] = ()) -> AgreedAnalyses:
         """Read a contract and analyses from their files; an analysis has the name of its file, without the ending.
+
+        Analyses with rows: common get the variables of all of them, whatever their files name.
 
         Raises:
             ConfigError: every fault of all files: an analysis does not fit the contract or names another one, or two have one name.
         """
-        agreed, specs, faults = Contract.load(contract), dict[str, AnalysisSpec](), list[str]()
+        agreed = contract if isinstance(contract, Contract) else Contract.load(contract)
+        called = agreed.name if isinstance(contract, Contract) else contract
+        specs, faults = dict[str, AnalysisSpec](), list[str]()
         for path in analyses:
             try:
                 spec, named = read_analysis(path)
@@ -44,7 +49,7 @@ class AgreedAnalyses:
                 faults += [f"{path}: {finding}" for finding in error.findings]
                 continue
             if named is not None and Contract.load(named).digest != agreed.digest:
-                faults.append(f"{path}: contract = {shown(str(named))}: another one than {contract}; a study has one contract")
+                faults.append(f"{path}: contract = {shown(str(named))}: another one than {called}; a study has one contract")
             if not is_new_name(path.stem):
                 faults.append(f"{path}: the analysis is called by the file's name, {path.stem!r}: expected {NEW_RULE}")
             if path.stem in specs:
@@ -52,7 +57,7 @@ class AgreedAnalyses:
             specs[path.stem] = spec
         if faults:
             raise ConfigError(faults)
-        return cls(contract=agreed, specs=specs)
+        return cls(contract=agreed, specs=with_common(specs, agreed))
 
     @classmethod
     def of(cls, study: Study, place: str) -> AgreedAnalyses | None:
@@ -74,7 +79,7 @@ class AgreedAnalyses:
                 continue
             if canonical(specs[name].as_dict()) != canonical(content):
                 faults.append(f"analyses.{name}: {_IN_FULL}")
-        faults += _faults_of_cohorts(study, contract)
+        faults += faults_of_cohorts(study, contract)
         if faults:
             raise ConfigError(faults, place)
         return cls(contract=contract, specs=specs)
@@ -99,9 +104,12 @@ class AgreedAnalyses:
         spec, named = read_analysis(path)
         if named is not None:
             check_same_contract(named, self.contract, str(path))
-        if self.specs and spec not in self.specs.values():
+        if not self.specs:
+            return spec
+        listed = next((each for each in self.specs.values() if _is_same(spec, each)), None)
+        if listed is None:
             raise ConfigError(self._not_listed(analysis))
-        return spec
+        return listed
 
     def _not_listed(self, analysis: str) -> str:
         return (
@@ -117,6 +125,11 @@ def read_analysis(path: Path) -> tuple[AnalysisSpec, Path | None]:
     if written is not None and not isinstance(written, str):
         raise ConfigError(f"contract = {shown(written)}: expected the file of the data contract", str(path))
     return AnalysisSpec.from_mapping(raw, str(path)), None if written is None else beside(path.absolute().parent, written)
+
+
+def _is_same(spec: AnalysisSpec, listed: AnalysisSpec) -> bool:
+    """Whether a file's analysis is a listed one, in which the study may have more variables of the common rows."""
+    return replace(spec, common=()) == replace(listed, common=()) and set(spec.common) <= set(listed.common)
 
 
 def check_same_contract(file: Path, contract: Contract, place: str) -> None:
@@ -139,7 +152,7 @@ def _contract_of(content: Mapping[str, Any], place: str) -> Contract:
     return contract
 
 
-def _faults_of_cohorts(study: Study, contract: Contract) -> Iterator[str]:
+def faults_of_cohorts(study: Study, contract: Contract) -> Iterator[str]:
     """Find members whose rows are frozen under another contract than the study's."""
     for card in study.members:
         if card.cohort is not None and card.cohort.contract != contract.digest:

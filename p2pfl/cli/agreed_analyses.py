@@ -10,25 +10,41 @@ import typer
 
 from p2pfl.cli.agreed import say_table, written
 from p2pfl.errors import ConfigError
+from p2pfl.yaml_files import shown
 
 if TYPE_CHECKING:
     from p2pfl.governance.study import Study
 
 
 def with_analyses(study: Study, contract: Path | None, analyses: Sequence[Path]) -> Study:
-    """Add contract and analyses from their files to a new study.
+    """Add contract and analyses from their files to a new study; analyses without a contract are about that of its table task.
 
     Raises:
-        ConfigError: a file is wrong, an analysis cannot be run by these members, or a card's cohort is of another contract.
+        ConfigError: a file is wrong, an analysis cannot be run by these members, a card's cohort is of another contract, or the
+            study's table task has another one.
     """
-    if contract is None and analyses:
+    from p2pfl.experiment.table_files import contract_of_task
+
+    own = contract_of_task(study.experiment.get("task"))
+    chosen = contract if contract is not None else own
+    if chosen is None and analyses:
         raise ConfigError("--analysis: needs --contract, the table that the analyses are about")
-    if contract is None:
+    if chosen is None:
         return study
-    from p2pfl.analyses.agreed import AgreedAnalyses
+    from p2pfl.analyses.agreed import AgreedAnalyses, faults_of_cohorts
+
+    if contract is None and own is not None and not analyses:
+        if faults := list(faults_of_cohorts(study, own)):
+            raise ConfigError(faults)
+        return study
     from p2pfl.node.own_analysis import terms_of
 
-    agreed, faults = AgreedAnalyses.load(contract, analyses), list[str]()
+    agreed, faults = AgreedAnalyses.load(chosen, analyses), list[str]()
+    if own is not None and own.digest != agreed.contract.digest:
+        raise ConfigError(
+            f"--contract = {shown(str(contract))}: another contract than that of the experiment's table task, {own.name}; "
+            "a study has one contract: name the same file at both, or leave --contract out"
+        )
     for name, spec in agreed.specs.items():
         try:
             terms_of(study, spec, agreed.contract)

@@ -84,6 +84,7 @@ def freeze(site: Site, contract: ContractFile = None, as_json: Json = False) -> 
     typer.echo(f"contract    {_indented(grouped(made.contract))}")
     typer.echo(f"{file}   stays here: tags of the rows, no id and no value")
     typer.echo(f"{key}   private: stays here, readable by you alone")
+    typer.echo(f"The commitment can go on this site's card, which binds the site to these rows: p2pfl keys card --cohort {site}")
 
 
 def _look(site: Path, contract: Path | None) -> ExaminedTable:

@@ -10,7 +10,7 @@ from p2pfl.algorithms import ALGORITHMS
 from p2pfl.errors import ConfigError, ConflictError, some
 from p2pfl.experiment.findings import faults_and_conflicts, faults_of_types
 from p2pfl.experiment.spec import AlgorithmSpec, Experiment, algorithm_options
-from p2pfl.experiment.table_files import faults_of_study_task, with_table_contents
+from p2pfl.experiment.table_files import contract_of_task, faults_of_study_task, with_table_contents
 from p2pfl.governance.study import Study
 from p2pfl.privacy import MECHANISMS
 from p2pfl.tasks import TABLE
@@ -93,7 +93,11 @@ def load_study(path: Path | str) -> Study:
     if study.contract is not None:
         from p2pfl.analyses.agreed import AgreedAnalyses  # a study without a contract does without analyses
 
-        AgreedAnalyses.of(study, str(path))
+        agreed, own = AgreedAnalyses.of(study, str(path)), contract_of_task(study.experiment.get("task"))
+        if agreed is not None and own is not None and own.digest != agreed.contract.digest:
+            raise ConfigError(
+                "contract: another one than experiment.task.contract; a study has one contract: make it with p2pfl study new", str(path)
+            )
     return study
 
 

@@ -19,6 +19,7 @@ from p2pfl.errors import ConfigError, ConflictError, TaskError
 from p2pfl.experiment.graph import agreeing_on, build_schedule, extremes_for_bounds, record_of, stop_rule
 from p2pfl.experiment.requirements import unmet_requirements
 from p2pfl.experiment.spec import Experiment
+from p2pfl.experiment.table_files import faults_of_own_arguments
 from p2pfl.params import Layout, digest_of
 from p2pfl.privacy import MECHANISMS
 from p2pfl.runs.rows import BoundRule
@@ -148,6 +149,8 @@ def load_sites(
     """
     arguments = {**experiment.task.options, **(overrides or {})}
     if experiment.task.name == TABLE and site_file is not None:
+        if faults := list(faults_of_own_arguments(overrides or {})):
+            raise ConfigError(faults, str(site_file))
         arguments["site_file"] = str(site_file)
     function = find_task(experiment.task.name, allow_tasks)
     accepted = inspect.signature(function).parameters

@@ -60,6 +60,20 @@ def faults_of_study_task(task: Any) -> Iterator[str]:
         yield f"experiment.task.{_OWN}: a study names no files of sites; make the study with p2pfl study new"
 
 
+def faults_of_own_arguments(overrides: Mapping[str, Any]) -> Iterator[str]:
+    """Find arguments of a table task that a member of a study gives for itself, where all have agreed on them."""
+    for key, value in overrides.items():
+        if key != _OWN:
+            yield f"task.{key} = {shown(value)}: all members have agreed on it in the study: leave it out here"
+
+
+def contract_of_task(task: Any) -> Contract | None:
+    """Give the data contract that a study's table task holds; None where the task is another one."""
+    if not is_table(task) or not isinstance(task.get("contract"), Mapping):
+        return None
+    return Contract.from_mapping(task["contract"], "experiment.task.contract")
+
+
 def file_beside(folder: Path, file: str) -> Path:
     """Find a file beside the experiment, or where the command runs."""
     beside = folder / Path(file)

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from p2pfl.analyses.agreed import read_analysis
 from p2pfl.analyses.site_files import SiteSettings, load_settings, load_sites
-from p2pfl.analyses.spec import AnalysisSpec
 from p2pfl.data.cohort_files import KEY_FILE
 from p2pfl.data.contract import Contract
-from p2pfl.data.site_section import beside
 from p2pfl.errors import ConfigError, MembersMissing, P2PFLError, store_error
 from p2pfl.experiment.graph import build_schedule
 from p2pfl.experiment.loading import resolve
@@ -133,10 +132,8 @@ def _settings(sites: Sequence[Path]) -> list[SiteSettings]:
 
 def _check_rows(analysis: Path, sites: Sequence[Path], settings: Sequence[SiteSettings]) -> None:
     """Find before any node is started what is wrong with the analysis or a table; a policy is for its own node."""
-    raw = dict(load_yaml(analysis, "kind: glm"))
-    written = raw.pop("contract", None)
-    spec = AnalysisSpec.from_mapping(raw, str(analysis))
-    file = beside(analysis.absolute().parent, written) if isinstance(written, str) else settings[0].section.contract
+    spec, named = read_analysis(analysis)
+    file = named if named is not None else settings[0].section.contract
     if file is not None:  # else each node says so
         contract = Contract.load(file)
         spec.check(contract)

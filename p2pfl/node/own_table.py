@@ -10,6 +10,7 @@ from p2pfl.data.contract import Contract
 from p2pfl.data.site_rows import ExaminedTable, examine_site_table
 from p2pfl.data.site_section import SiteSection
 from p2pfl.errors import ConfigError, DataError
+from p2pfl.experiment.table_files import contract_of_task
 from p2pfl.governance.card import Card
 from p2pfl.governance.cohort_commitment import CohortCommitment
 from p2pfl.governance.study import Study
@@ -19,7 +20,7 @@ from p2pfl.node.site import SiteFile
 def check_own_table(site: SiteFile, study: Study, place: Path) -> None:
     """Refuse another contract than the study's, and rows that are not those that the site's card is bound to.
 
-    Where the card has no commitment the table is not read. Where the study has no contract nothing is looked at.
+    Where the card has no commitment the table is not read. Where neither study nor table task has a contract nothing is looked at.
 
     Raises:
         ConfigError: the contract is another, the table is not there, or a frozen row has changed or is gone; without a value of a patient.
@@ -56,10 +57,10 @@ def examine_bound_table(section: SiteSection, contract: Contract, card: Card) ->
 
 
 def _agreed_contract(site: SiteFile, study: Study, place: Path) -> Contract | None:
-    """Give the study's contract; ConfigError where the site's file names another one."""
+    """Give the contract of the study, or else of its table task; ConfigError where the site's file names another one than the study's."""
     agreed = AgreedAnalyses.of(study, str(site.study))
     if agreed is None:
-        return None
+        return contract_of_task(study.experiment.get("task"))  # which holds the site's own against it itself
     if site.contract is not None:
         check_same_contract(site.contract, agreed.contract, str(place))
     return agreed.contract

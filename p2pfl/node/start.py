@@ -79,7 +79,7 @@ def start(
     card = study.member(site.member)
     if not identity.owns(card):
         raise ConfigError(f"keys = {str(site.keys)!r}: not those of {site.member} in the study", str(site_path))
-    if study.contract is not None:
+    if study.contract is not None or card.cohort is not None:
         from p2pfl.node.own_table import check_own_table  # a study without a contract does without analyses
 
         check_own_table(site, study, site_path)

@@ -79,6 +79,20 @@ def test_all_faults_of_all_files_are_said_at_once(contract, tmp_path):
     ]
 
 
+def test_common_rows_get_the_variables_of_all_analyses(contract, tmp_path):
+    common = {**RISK, "formula": "died ~ age", "rows": "common"}
+    files = written(tmp_path, risk=common, more={**RISK, "formula": "died ~ age + dose"}, sexes={**common, "common": ["sex"]})
+    study = AgreedAnalyses.load(contract, files).added_to(three_members())
+    agreed = AgreedAnalyses.of(study, "study.yaml")
+    used = tuple(name for name in agreed.contract.variables if name in ("age", "sex", "dose", "died"))
+
+    assert {name: spec.common for name, spec in agreed.specs.items()} == {"risk": used, "more": (), "sexes": used}
+    assert study.analyses["risk"]["common"] == list(used)
+    assert agreed.asked(str(files[0])) == agreed.asked("risk")
+    (strange,) = written(tmp_path, strange={**common, "common": ["visits"]})
+    assert "the study lists risk, more, sexes; a member cannot invent" in findings_of(lambda: agreed.asked(str(strange)))[0]
+
+
 def changed(study, **keys):
     return Study.from_mapping({**study.as_dict(), **keys}, "x")
 

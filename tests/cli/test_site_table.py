@@ -135,6 +135,7 @@ def test_frozen_rows_stay_and_later_ones_are_left_out(site, data):
     key, file = site / "keys" / "cohort.key", site / "cohort.json"
     assert (stat.S_IMODE(key.stat().st_mode), stat.S_IMODE(file.stat().st_mode)) == (0o600, 0o600)
     assert key.read_text().strip() not in out
+    assert "which binds the site to these rows: p2pfl keys card --cohort site.yaml" in out
     write_rows(site, *reversed(ROWS), "p9,40,5,M,2022-12-24,0")
 
     code, out, _ = data("check")

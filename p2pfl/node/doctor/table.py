@@ -34,8 +34,11 @@ def check_table(exam: Examination) -> Noted:
 def _examined(exam: Examination) -> ExaminedTable | None:
     """Read the table as the study says, where it has a contract; else as site.yaml alone says."""
     assert exam.site is not None
-    if exam.study is not None and exam.study.contract is not None:
-        return examine_own_table(exam.site, exam.study, exam.path)
+    study = exam.study
+    if study is not None and (study.contract is not None or study.member(exam.site.member).cohort is not None):
+        found = examine_own_table(exam.site, study, exam.path)
+        if found is not None or study.contract is not None:
+            return found
     if exam.site.table is None or exam.site.contract is None:
         return None
     return examine_site_table(SiteSection.load(exam.path))
