@@ -198,5 +198,5 @@ def _twice_in_order(risks: np.ndarray, events: np.ndarray) -> int:
     return int(across) + _twice_in_order(risks[:middle], events[:middle]) + _twice_in_order(risks[middle:], events[middle:])
 
 
-SURVIVAL: Mapping[str, MetricFunction] = MappingProxyType({"concordance": Metric(concordance)})
+SURVIVAL: Mapping[str, MetricFunction] = MappingProxyType({"concordance": Metric(concordance, kind="concordance")})
 """Metrics of a task whose outcome is a time to an event."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -259,6 +260,9 @@ def test_concordance_is_reported_and_new_patients_have_a_risk_score(clinics, mon
     inputs = made(clinics).read(clinics / "new.yaml")
 
     assert all(value > 0.7 for value in run.summary["metrics"]["concordance"]["per_node"].values())
+    cells = json.loads((clinics / "run" / "cross_site.json").read_text())
+    assert [high is None or high <= 1 for row in cells["high"] for high in row] == [True] * len(cells["models"]) * len(NAMES)
+    assert cells["method"] == "jackknife of 16 groups of rows"
     assert code == 0
     expected = inputs.double() @ Run(clinics / "run").models["basel"]
     assert [float(line.split()[-1]) for line in out.splitlines()[-3:]] == pytest.approx(expected.tolist(), rel=1e-4)
