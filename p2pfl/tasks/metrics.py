@@ -87,8 +87,8 @@ LOSSES = frozenset({"log_loss"})
 """Those of which less is better."""
 
 KINDS = ("auroc", "accuracy", "balanced_accuracy", "concordance", "mean", "other")
-"""Kinds of metrics: an area under a ROC curve, a fraction of rows, a mean of such over classes, a fraction of pairs of rows, a mean over rows,
-another figure."""
+"""Kinds of metrics: an area under a ROC curve, a fraction of rows, a mean of such over classes, a fraction of pairs of rows, a mean over
+rows, another figure."""
 
 _KIND_OF: dict[Any, str] = {auroc: "auroc", accuracy: "accuracy", balanced_accuracy: "balanced_accuracy", log_loss: "mean"}
 
