@@ -17,7 +17,7 @@ from p2pfl.algorithms import AGGREGATORS, ALGORITHMS, COMPRESSORS, Algorithm, Gu
 from p2pfl.algorithms.stopping import StopRule, TimeVaryingBound
 from p2pfl.errors import ConfigError, ConflictError, TaskError
 from p2pfl.experiment.graph import agreeing_on, build_schedule, extremes_for_bounds, record_of, stop_rule
-from p2pfl.experiment.requirements import unmet_requirements
+from p2pfl.experiment.requirements import faults_of_batches, unmet_requirements
 from p2pfl.experiment.spec import Experiment
 from p2pfl.experiment.table_files import faults_of_own_arguments
 from p2pfl.params import Layout, digest_of
@@ -206,6 +206,7 @@ def make_plan(
     extremes = extremes_for_bounds(experiment, schedule)
     algorithm = build_algorithm(experiment)
     faults, conflicts = unmet_requirements(experiment, algorithm, schedule, every_name)
+    faults += faults_of_batches(experiment, task)
     if experiment.rounds and task.loss is not None and experiment.algorithm.local_steps and not any(site.train for site in task.sites):
         faults.append(f"task {task.name}: none of its sites here has training rows")
     if experiment.weighting == "samples" and not sum(counts.values()):

@@ -9,6 +9,7 @@ import numpy as np
 from p2pfl.algorithms import Algorithm, Requirement
 from p2pfl.errors import TopologyError, some
 from p2pfl.experiment.spec import Experiment, RequireSpec
+from p2pfl.tasks import Task
 from p2pfl.topology import Schedule, Topology, check_connected
 
 NEEDS_ALL: frozenset[Requirement] = frozenset({"reliable", "complete"})
@@ -77,6 +78,18 @@ def _unmet_by_graphs(algorithm: Algorithm, name: str, schedule: Schedule) -> lis
         found.append(f"a node gives away all it has; algorithm {name} needs weights: push-sum")
     if "nonnegative weights" in needs:
         found += negative_weights(schedule, f"algorithm {name}")
+    return found
+
+
+def faults_of_batches(experiment: Experiment, task: Task) -> list[str]:
+    """Faults of batches and gradients that a loss over all rows of a site has not, a sentence each."""
+    if not task.compares_rows:
+        return []
+    why, found = f"the loss of task {task.name} compares all rows of a site", list[str]()
+    if experiment.algorithm.batch_size != "full":
+        found.append(f"algorithm.batch_size = {experiment.algorithm.batch_size}: {why}; take full")
+    if experiment.privacy is not None:
+        found.append(f"privacy: needs gradients of single examples, and {why}; take another model")
     return found
 
 

@@ -48,6 +48,8 @@ class Task:
     """Dtype of parameters and inputs, where the experiment names none."""
     losses: frozenset[str] = frozenset()
     """The metrics of which less is better."""
+    compares_rows: bool = False
+    """Whether the loss compares the rows of a site with each other, so that a batch must have all of them."""
     notes: tuple[str, ...] = ()
     """Notes for readers of the figures about the rows, one sentence each."""
 
@@ -98,6 +100,7 @@ def _faults_of_fields(task: Task) -> list[str]:
         ("read", task.read, task.read is None or callable(task.read), f"{function} of a path, or None"),
         ("probabilities", task.probabilities, task.probabilities is None or callable(task.probabilities), f"{function}, or None"),
         ("losses", task.losses, isinstance(task.losses, AbstractSet), "expected a frozenset of metrics' names"),
+        ("compares_rows", task.compares_rows, isinstance(task.compares_rows, bool), "expected True or False"),
         ("notes", task.notes, _is_list_of(str, task.notes), "expected a tuple of sentences"),
     ]
     findings = [f"{name} is {_kind(value)}: {remedy}" for name, value, is_right, remedy in expected if not is_right]

@@ -29,6 +29,7 @@ from p2pfl.tasks.outcomes import HIDDEN, Outcome, outcome_of
 from p2pfl.tasks.partition import missing_classes
 from p2pfl.tasks.patient_split import TEST_SHARE, AgreedTest, agreed_test, split_by_patient
 from p2pfl.tasks.sites import Site
+from p2pfl.tasks.time_to_event import TimeToEvent
 from p2pfl.yaml_files import load_yaml, nearest, shown
 
 _TABLES = (".csv", ".parquet")
@@ -40,7 +41,7 @@ class _Agreed:
     """All that institutions have agreed on about the rows."""
 
     inputs: ModelInputs
-    outcome: Outcome
+    outcome: Outcome | TimeToEvent
     test: float | AgreedTest
     groups: tuple[str, ...]
     seed: int
@@ -50,7 +51,7 @@ def table(
     contract: Mapping[str, Any] | str,
     model: str,
     preprocessing: Mapping[str, Any] | str | None = None,
-    outcome: str | None = None,
+    outcome: str | Sequence[str] | None = None,
     sites: Sequence[str] | str | None = None,
     coding: str = "treatment",
     hidden: Sequence[int] | None = None,
@@ -63,9 +64,9 @@ def table(
 
     Args:
         contract: the data contract, or its file.
-        model: "logistic" for classes, "linear" for a number, "mlp" for either.
+        model: "logistic" for classes, "linear" for a number, "mlp" for either, "cox" for the time to an event.
         preprocessing: the agreed numbers for gaps and scales, or their file; `p2pfl data prepare` makes it.
-        outcome: variable to predict; None: the contract's own.
+        outcome: variable to predict, of cox the time and the event; None: the contract's own.
         sites: files of sites whose tables are on this machine, as of `p2pfl stats`; or tables as the contract says; or a folder of either.
         coding: "treatment": categories become columns, but the first; "one-hot": all of them.
         hidden: widths of an mlp's hidden layers; None: (32,).
@@ -91,16 +92,20 @@ def table(
         seed=seed,
     )
     made = _sites(rows, sites, site_file)
+    is_timed = isinstance(found, TimeToEvent)
+    has_classes = not isinstance(found, TimeToEvent) and bool(found.classes)
     return Task(
         name="table",
         model=found.model(len(inputs.names), widths),
         loss=found.loss,
         metrics=found.metrics,
-        losses=LOSSES if found.classes else frozenset(),
+        losses=LOSSES if has_classes else frozenset(),
         sites=made,
         probabilities=found.probabilities,
         read=partial(read_new_rows, inputs),
-        notes=missing_classes(made) if found.classes and made else (),
+        dtype="float64" if is_timed else "float32",
+        compares_rows=is_timed,
+        notes=missing_classes(made) if has_classes and made else (),
     )
 
 
@@ -192,19 +197,18 @@ def site_section(path: Path) -> SiteSection:
 
 def _site(agreed: _Agreed, name: str, rows: CheckedTable) -> Site:
     """Make a site of its checked rows; those whose outcome is missing are left out."""
-    values_M = agreed.outcome.values(rows.columns[agreed.outcome.name])
-    kept = np.flatnonzero(~np.isnan(values_M))
-    rows, values_M = rows.rows(kept.tolist()), values_M[kept]
+    values = agreed.outcome.values(rows.columns)
+    kept = np.flatnonzero(~np.isnan(values).any(axis=tuple(range(1, values.ndim))))
+    rows, values = rows.rows(kept.tolist()), values[kept]
     inputs_MD = torch.from_numpy(agreed.inputs.encode(rows)).float()
-    classes_M = values_M if agreed.outcome.classes else np.zeros(len(values_M))
-    train, test = split_by_patient(rows, classes_M, agreed.test, agreed.seed, name)
+    train, test = split_by_patient(rows, agreed.outcome.strata(values), agreed.test, agreed.seed, name)
     if not len(train):
         raise DataError(f"no row of {name} is left to train on: {agreed.outcome.name} is missing, or all rows are test rows")
-    targets_M = agreed.outcome.targets(values_M)
+    targets = agreed.outcome.targets(values)
     return Site(
         name=name,
-        train=_taken(inputs_MD, targets_M, train),
-        test=_taken(inputs_MD, targets_M, test) if len(test) else None,
+        train=_taken(inputs_MD, targets, train),
+        test=_taken(inputs_MD, targets, test) if len(test) else None,
         groups={group: _labels(rows, group, test) for group in agreed.groups} if len(test) else {},
         train_patients=tuple(rows.patients[row] for row in train),
         test_patients=tuple(rows.patients[row] for row in test),

@@ -90,7 +90,7 @@ def rows_of(metric: MetricFunction, outputs: Tensor, targets: Tensor) -> tuple[n
     """Logits and classes of a metric whose kind is measured by them; None of other metrics, and where they are none."""
     kind = kind_of(metric)
     # a mean is anybody's; of one alone it is known here how it is made of the rows
-    if kind == "other" or (kind == "mean" and unwrapped(metric) is not log_loss):
+    if kind in ("concordance", "other") or (kind == "mean" and unwrapped(metric) is not log_loss):
         return None
     try:
         return logits_and_classes(outputs, targets)
@@ -173,7 +173,7 @@ def why_not_left_out(num_figures: int, num_rows: int) -> str | None:
 
 def clipped(interval: Interval, kind: str, *, least: float = 0.0) -> Interval:
     """Within what figures of a kind can be: areas and fractions end at 1."""
-    if kind not in ("auroc", "accuracy", "balanced_accuracy"):
+    if kind not in ("auroc", "accuracy", "balanced_accuracy", "concordance"):
         return interval
     return Interval(max(interval.low, least), min(interval.high, 1.0), interval.method)
 

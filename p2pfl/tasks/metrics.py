@@ -86,8 +86,9 @@ CLASSIFICATION: MappingProxyType[str, MetricFunction] = MappingProxyType(
 LOSSES = frozenset({"log_loss"})
 """Those of which less is better."""
 
-KINDS = ("auroc", "accuracy", "balanced_accuracy", "mean", "other")
-"""Kinds of metrics: an area under a ROC curve, a fraction of rows, a mean of such over classes, a mean over rows, another figure."""
+KINDS = ("auroc", "accuracy", "balanced_accuracy", "concordance", "mean", "other")
+"""Kinds of metrics: an area under a ROC curve, a fraction of rows, a mean of such over classes, a fraction of pairs of rows, a mean over
+rows, another figure."""
 
 _KIND_OF: dict[Any, str] = {auroc: "auroc", accuracy: "accuracy", balanced_accuracy: "balanced_accuracy", log_loss: "mean"}
 

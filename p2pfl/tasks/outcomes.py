@@ -25,9 +25,10 @@ from p2pfl.errors import ConfigError
 from p2pfl.tasks.base import MetricFunction
 from p2pfl.tasks.metrics import CLASSIFICATION, Metric
 from p2pfl.tasks.tables import class_targets, column_targets
+from p2pfl.tasks.time_to_event import COX, TimeToEvent, time_to_event
 from p2pfl.yaml_files import nearest, shown
 
-MODELS = ("logistic", "linear", "mlp")
+MODELS = ("logistic", "linear", "mlp", COX)
 HIDDEN = (32,)
 """Widths of the hidden layers of an mlp, unless the experiment says otherwise."""
 
@@ -49,12 +50,17 @@ class Outcome:
         """Outputs of the model for each row: one logit of two classes, one for each of more, or one number."""
         return len(self.classes) if len(self.classes) > _TWO else 1
 
-    def values(self, column: Any) -> np.ndarray:
+    def values(self, columns: Mapping[str, Any]) -> np.ndarray:
         """Classes by number, or numbers, (M,) float64; NaN where the outcome is missing."""
+        column = columns[self.name]
         if not isinstance(column, np.ndarray):
             places = {label: float(place) for place, label in enumerate(self.classes)}
             return np.array([places.get(label, math.nan) for label in column], dtype=np.float64)
         return np.asarray(column, dtype=np.float64)
+
+    def strata(self, values_M: np.ndarray) -> np.ndarray:
+        """Classes by which test rows are drawn, (M,); one of a number."""
+        return values_M if self.classes else np.zeros(len(values_M))
 
     def targets(self, values_M: np.ndarray) -> Tensor:
         """Targets of rows whose outcome is not missing: (M,) of more than two classes, else (M, 1)."""
@@ -85,18 +91,20 @@ class Outcome:
         return partial(torch.softmax, dim=-1) if len(self.classes) > _TWO else torch.sigmoid
 
 
-def outcome_of(model: str, name: str | None, contract: Contract, preprocessing: Preprocessing) -> Outcome:
+def outcome_of(model: str, name: str | Sequence[str] | None, contract: Contract, preprocessing: Preprocessing) -> Outcome | TimeToEvent:
     """Find the outcome of a table task.
 
     Args:
         model: one of MODELS.
-        name: of the variable; None: the contract's only outcome.
+        name: of the variable, for cox of time and event; None: the contract's outcome.
         contract: of the table.
         preprocessing: with the agreed scale of a number.
 
     Raises:
         ConfigError: the model has no such outcome, or there is no agreed scale for it.
     """
+    if model == COX:
+        return time_to_event(name, contract)
     named, classes = _predicted(model, name, contract)
     if classes:
         return Outcome(name=named, classes=classes)
@@ -106,21 +114,21 @@ def outcome_of(model: str, name: str | None, contract: Contract, preprocessing: 
     return Outcome(name=named, scale=Scale(centre=agreed.centre, scale=agreed.scale))
 
 
-def scaled_outcome(model: str, name: str | None, contract: Contract) -> str | None:
-    """Name the outcome that needs an agreed scale; None where it is classes. For arguments and errors see `outcome_of`."""
+def scaled_outcome(model: str, name: str | Sequence[str] | None, contract: Contract) -> str | None:
+    """Name the outcome that needs an agreed scale; None where it is classes or a time. For arguments and errors see `outcome_of`."""
+    if model == COX:
+        time_to_event(name, contract)
+        return None
     named, classes = _predicted(model, name, contract)
     return None if classes else named
 
 
-def _predicted(model: str, name: str | None, contract: Contract) -> tuple[str, tuple[str, ...]]:
+def _predicted(model: str, name: str | Sequence[str] | None, contract: Contract) -> tuple[str, tuple[str, ...]]:
     """Name of the variable that a model predicts, and its classes; none of a number."""
-    if model == "cox":
-        raise ConfigError(
-            "task.model = 'cox': the partial likelihood compares all patients of a site, and training takes them in batches; "
-            "p2pfl stats cox fits the model exactly"
-        )
     if model not in MODELS:
         raise ConfigError(f"task.model = {shown(model)}: one of {', '.join(MODELS)}")
+    if not isinstance(name, str | None):
+        raise ConfigError(f"task.outcome = {shown(name)}: expected one variable; only cox takes a time and an event")
     if name is None and len(contract.outcome) != 1:
         raise ConfigError(f"task.outcome: required, as the contract's outcome is {' and '.join(contract.outcome)}: expected one variable")
     named = contract.outcome[0] if name is None else name

@@ -74,7 +74,7 @@ def test_agreed_numbers_are_never_written_over(clinics, p2pfl):
         ({"name": "digits"}, [], "only task: {name: table, ...} has agreed numbers"),
         ({"sites": None}, [], "task.sites: required, the files of the sites to simulate; institutions give the result"),
         ({"contract": None}, [], "task.contract: required, the data contract's file"),
-        ({"model": "cox"}, [], "p2pfl stats cox fits the model exactly"),
+        ({"model": "cox"}, [], "cox takes a time and an event, such as outcome: [days, died]"),
         ({}, ["--scale", "some"], "--scale = 'some': one of numbers, all"),
         ({}, ["--from", "contract.yaml"], "is not JSON"),
         ({}, ["--from", "list.json"], "is no result of an analysis"),

@@ -161,7 +161,7 @@ def test_a_number_is_predicted_in_its_own_unit(clinics):
 @pytest.mark.parametrize(
     ("said", "sentence"),
     [
-        ({"model": "cox"}, "task.model = 'cox': the partial likelihood compares all patients of a site"),
+        ({"model": "cox"}, "task.outcome: required, as the contract's outcome is died: cox takes a time and an event"),
         ({"model": "forest"}, "task.model = 'forest': one of logistic, linear, mlp"),
         ({"outcome": "dies"}, "task.outcome = 'dies': no variable of the contract; did you mean"),
         ({"outcome": "age"}, "task.outcome = 'age': it is one of the contract's inputs as well"),

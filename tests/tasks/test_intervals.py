@@ -165,7 +165,7 @@ def test_a_figure_that_is_not_its_kinds_has_not_its_kinds_interval():
 
 
 def test_a_kind_that_there_is_not_is_refused():
-    with pytest.raises(ValueError, match="kind = 'auc': expected one of auroc, accuracy, balanced_accuracy, mean, other"):
+    with pytest.raises(ValueError, match="kind = 'auc': expected one of auroc, accuracy, balanced_accuracy, concordance, mean, other"):
         Metric(auroc, kind="auc")
     with pytest.raises(ValueError, match="function is float: expected a function"):
         Metric(0.5)
