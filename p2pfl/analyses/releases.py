@@ -97,10 +97,7 @@ class Release:
             )
         cells_before = (cells for each in self._log.analyses for cells in each.cells)
         if (cells := cells_told_apart(self._asked.cells, cells_before, self._table, fewest)) is not None:
-            yield (
-                f"policy.patients_per_cell = {policy.patients_per_cell}: {cells.variable} was counted in other cells before, and fewer "
-                f"than {fewest} patients of this site are between their ends: ask on the same cells, or on some that end where those do"
-            )
+            yield f"policy.patients_per_cell = {policy.patients_per_cell}: {cells.refusal(fewest)}"
         if policy.most_analyses is not None:
             for name in self._asked.variables:
                 others = {each.statistic for each in self._log.analyses if name in each.variables} - {self._asked.statistic}

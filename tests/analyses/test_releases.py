@@ -155,6 +155,23 @@ def test_nobody_is_found_by_halving_the_cells_of_time(grids, codes, made_site, c
         assert "days was counted in other cells before, and fewer than 5 patients of this site are between their ends" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "questions",
+    [
+        [("calibration", "died ~ age", "--ends", "0.4,1"), ("calibration", "died ~ age", "--ends", "0.41,1")],
+        [("calibration", "died ~ age", "--ends", "0.4,1"), ("calibration", "died ~ age", "--ends", "0.4,1", "--patients-per-cell", "6")],
+        [("km", "Surv(days, died) ~ 1", "--grid", "9"), ("km", "Surv(days, died) ~ 1", "--grid", "9", "--patients-per-cell", "6")],
+    ],
+    ids=["ends of risk", "floor of risk", "floor of time"],
+)
+def test_nobody_is_found_between_cells_that_are_merged_elsewhere(questions, made_site, caplog):
+    site = made_site(made())
+    first, second = questions
+    assert [site.ask(*first)[0], site.ask(*second)[0]] == [0, 2]
+    assert "before, and fewer than" in caplog.text
+    assert site.ask(*first)[0] == 0
+
+
 def test_nobody_is_found_by_another_contract_with_other_cells(made_site):
     site = made_site(made())
     assert site.ask("describe", "--variables", "age")[0] == 0
