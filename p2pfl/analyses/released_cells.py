@@ -43,8 +43,8 @@ class CountedCells:
             names = [name for name in spec.described(contract) if cell_labels(name, contract) is None and name in contract.variables]
             return tuple(cls(variable=name, kind="values", edges_E=grid_of(contract.variables[name])) for name in names)
         if spec.kind == "calibration":
-            names = ", ".join(sorted(spec.names_used(contract)))
-            return (cls(variable=names, kind="risk", edges_E=np.array(spec.ends or RISK_ENDS), fewest=spec.patients_per_cell),)
+            read = ", ".join(sorted(spec.names_used(contract)))
+            return (cls(variable=read, kind="risk", edges_E=np.array(spec.ends or RISK_ENDS), fewest=spec.patients_per_cell),)
         if not is_survival(spec.parsed) or spec.is_by_site:
             return ()
         edges_E = spec.time_cells(contract)

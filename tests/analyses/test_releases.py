@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import yaml
 from study_tables import category, changed, made, write_study
 
 from commands import run_here
@@ -178,6 +179,20 @@ def test_nobody_is_found_by_another_contract_with_other_cells(made_site):
     site.contract.write_text(site.contract.read_text().replace("- 110\n", "- 111\n"))
 
     assert site.ask("describe", "--variables", "age") == (2, "", "p2pfl: site-0: refused by policy\n")
+
+
+def test_nobody_is_found_by_another_contract_with_other_codes(made_site, caplog):
+    site = made_site(made())
+    assert site.ask("describe", "--variables", "sex")[0] == 0
+    contract = yaml.safe_load(site.contract.read_text())
+    categories = contract["variables"]["sex"]["categories"]
+    categories = categories if isinstance(categories, dict) else {each: [each] for each in categories}
+    first, second = categories
+    contract["variables"]["sex"]["categories"] = {first: [*categories[first], *categories[second]], second: ["another"]}
+    site.contract.write_text(yaml.safe_dump(contract, sort_keys=False))
+
+    assert site.ask("describe", "--variables", "sex") == (2, "", "p2pfl: site-0: refused by policy\n")
+    assert "sex was released with other codes in a category before" in caplog.text
 
 
 @pytest.mark.slow
