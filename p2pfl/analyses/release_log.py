@@ -68,7 +68,7 @@ class ReleasedAnalysis:
     """Sets of patients, over those that the log knew at the time."""
     cells: tuple[CountedCells, ...] = ()
     codings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """Of each variable with categories, the label of each code."""
+    """Label of each code, by variable with categories."""
     """Cells in which patients were counted by a number or by time."""
     numbers: int = 0
     """Numbers that are no counts of patients, so far."""
