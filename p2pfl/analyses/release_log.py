@@ -67,9 +67,9 @@ class ReleasedAnalysis:
     sets: tuple[CountedSet, ...]
     """Sets of patients, over those that the log knew at the time."""
     cells: tuple[CountedCells, ...] = ()
+    """Cells in which patients were counted by a number, by time or by risk."""
     codings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Label of each code, by variable with categories."""
-    """Cells in which patients were counted by a number or by time."""
     numbers: int = 0
     """Numbers that are no counts of patients, so far."""
 
