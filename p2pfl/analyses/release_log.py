@@ -19,7 +19,7 @@ import stat
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Self
@@ -67,7 +67,9 @@ class ReleasedAnalysis:
     sets: tuple[CountedSet, ...]
     """Sets of patients, over those that the log knew at the time."""
     cells: tuple[CountedCells, ...] = ()
-    """Cells in which patients were counted by a number or by time."""
+    """Cells in which patients were counted by a number, by time or by risk."""
+    codings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Label of each code, by variable with categories."""
     numbers: int = 0
     """Numbers that are no counts of patients, so far."""
 
@@ -263,7 +265,8 @@ def _entry(analysis: ReleasedAnalysis) -> dict[str, Any]:
     ]
     plain = {key: getattr(analysis, key) for key in _PLAIN}
     names = {"variables": list(analysis.variables), "columns": list(analysis.columns)}
-    return {"kind": "analysis", **plain, **names, "sets": sets, "cells": [each.as_dict() for each in analysis.cells]}
+    codings = {"codings": {name: dict(each) for name, each in analysis.codings.items()}} if analysis.codings else {}
+    return {"kind": "analysis", **plain, **names, "sets": sets, "cells": [each.as_dict() for each in analysis.cells], **codings}
 
 
 def _analysis(entry: Mapping[str, Any]) -> ReleasedAnalysis:
@@ -277,7 +280,8 @@ def _analysis(entry: Mapping[str, Any]) -> ReleasedAnalysis:
     )
     plain = {key: entry[key] for key in _PLAIN}
     cells = tuple(map(CountedCells.from_mapping, entry["cells"]))
-    return ReleasedAnalysis(**plain, variables=tuple(entry["variables"]), columns=tuple(entry["columns"]), sets=sets, cells=cells)
+    variables, columns, codings = tuple(entry["variables"]), tuple(entry["columns"]), entry.get("codings", {})
+    return ReleasedAnalysis(**plain, variables=variables, columns=columns, sets=sets, cells=cells, codings=codings)
 
 
 def _replace_private(path: Path, content: bytes) -> None:

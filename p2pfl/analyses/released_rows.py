@@ -9,7 +9,7 @@ Shapes: N patients of a site, S sets, M rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,3 +135,32 @@ def nearly_same(
             if num_both >= fewest > num_differing:
                 return name, other
     return None
+
+
+ANY_OTHER = ""
+"""Stands for every text that is no code of the variable; an empty text is none, as it is missing."""
+
+
+def codings_of(names: Sequence[str], contract: Contract) -> dict[str, dict[str, str]]:
+    """Label of each code of the variables that have categories, as the contract says it."""
+    found = {}
+    for name in names:
+        variable = contract.variables.get(name)
+        if variable is not None and variable.type == "category":
+            found[name] = {code: each.label for each in variable.categories for code in each.codes}
+            if variable.unseen == "category" and variable.unseen_category is not None:
+                found[name][ANY_OTHER] = variable.unseen_category
+    return found
+
+
+def is_coded_otherwise(new: Mapping[str, str], released: Mapping[str, str]) -> bool:
+    """Whether two codes are in one category here and in two there: totals of both would differ by the patients of a code.
+
+    A code that one contract does not have, and takes for no category, was refused there or is missing: its rows tell the difference.
+    """
+    pairs = set()
+    for code in {*new, *released}:
+        ours, theirs = (each.get(code, each.get(ANY_OTHER)) for each in (new, released))
+        if ours is not None and theirs is not None:
+            pairs.add((ours, theirs))
+    return any(len({pair[side] for pair in pairs}) < len(pairs) for side in (0, 1))

@@ -18,7 +18,7 @@ from p2pfl.analyses.leading import FewPatientsHere
 from p2pfl.analyses.policy import Policy
 from p2pfl.analyses.release_log import ReleasedAnalysis, ReleaseLog
 from p2pfl.analyses.released_cells import CountedCells, cells_told_apart
-from p2pfl.analyses.released_rows import CountedPatients, beside_each_other, nearly_same, tells_few_apart
+from p2pfl.analyses.released_rows import CountedPatients, beside_each_other, codings_of, is_coded_otherwise, nearly_same, tells_few_apart
 from p2pfl.analyses.rows import CrossTable, ModelColumns
 from p2pfl.analyses.spec import AnalysisSpec
 from p2pfl.analyses.sum_plan import question_of
@@ -79,6 +79,7 @@ class Release:
             at=datetime.now(UTC).isoformat(timespec="seconds"),
             sets=log.known(self._counted),
             cells=CountedCells.of(spec, contract),
+            codings=codings_of(spec.names_used(contract), contract),
         )
         for place, each in enumerate(log.analyses):
             if each.study == study and each.statistic == self._asked.statistic:
@@ -95,12 +96,15 @@ class Release:
                 f"policy.patients_per_cell = {policy.patients_per_cell}: {pair[0]} differs from {pair[1]}, of which totals have been "
                 f"released, in fewer than {fewest} patients of this site alone"
             )
+        for name, coding in self._asked.codings.items():
+            if any(is_coded_otherwise(coding, each.codings[name]) for each in self._log.analyses if name in each.codings):
+                yield (
+                    f"policy.patients_per_cell = {policy.patients_per_cell}: {name} was released with other codes in a category before, "
+                    "and totals would differ by the patients of a code: ask with the categories of the earlier contract"
+                )
         cells_before = (cells for each in self._log.analyses for cells in each.cells)
         if (cells := cells_told_apart(self._asked.cells, cells_before, self._table, fewest)) is not None:
-            yield (
-                f"policy.patients_per_cell = {policy.patients_per_cell}: {cells.variable} was counted in other cells before, and fewer "
-                f"than {fewest} patients of this site are between their ends: ask on the same cells, or on some that end where those do"
-            )
+            yield f"policy.patients_per_cell = {policy.patients_per_cell}: {cells.refusal(fewest)}"
         if policy.most_analyses is not None:
             for name in self._asked.variables:
                 others = {each.statistic for each in self._log.analyses if name in each.variables} - {self._asked.statistic}

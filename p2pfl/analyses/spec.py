@@ -197,7 +197,8 @@ class AnalysisSpec:
         if self.grid is not None and self.ends:
             yield "grid and ends: both say where cells of time end; keep one of them"
         if any(after <= before for before, after in zip(self.ends, self.ends[1:], strict=False)):
-            yield f"ends = {shown(list(self.ends))}: expected times that increase"
+            what = "risks" if self.kind == "calibration" else "times"
+            yield f"ends = {shown(list(self.ends))}: expected {what} that increase"
         try:
             formula = self.parsed
         except ConfigError as error:

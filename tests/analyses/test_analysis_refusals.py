@@ -237,6 +237,7 @@ def agreed(tmp_path_factory):
         ({"kind": "cox", "formula": "Surv(days, died) ~ age", "grid": 0.01},
          ["grid = 0.01: more than 20000 cells up to 2000, the contract's last time; expected wider ones"]),
         ({"kind": "km", "formula": "Surv(days, died) ~ sex", "ends": [100, 50]}, ["ends = [100.0, 50.0]: expected times that increase"]),
+        ({"kind": "calibration", "formula": "died ~ age", "ends": [0.4, 0.2, 1]}, ["ends = [0.4, 0.2, 1.0]: expected risks that increase"]),
         ({"kind": "km", "formula": "Surv(days, died) ~ sex", "ends": [100, 500]},
          ["ends = [100.0, 500.0]: days goes up to 2000 in the contract; expected a last end there"]),
         ({"kind": "km", "formula": "Surv(days, died) ~ sex + stage", "grid": 30},

@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import yaml
 from study_tables import category, changed, made, write_study
 
 from commands import run_here
@@ -155,12 +156,43 @@ def test_nobody_is_found_by_halving_the_cells_of_time(grids, codes, made_site, c
         assert "days was counted in other cells before, and fewer than 5 patients of this site are between their ends" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "questions",
+    [
+        [("calibration", "died ~ age", "--ends", "0.4,1"), ("calibration", "died ~ age", "--ends", "0.41,1")],
+        [("calibration", "died ~ age", "--ends", "0.4,1"), ("calibration", "died ~ age", "--ends", "0.4,1", "--patients-per-cell", "6")],
+        [("km", "Surv(days, died) ~ 1", "--grid", "9"), ("km", "Surv(days, died) ~ 1", "--grid", "9", "--patients-per-cell", "6")],
+    ],
+    ids=["ends of risk", "floor of risk", "floor of time"],
+)
+def test_nobody_is_found_between_cells_that_are_merged_elsewhere(questions, made_site, caplog):
+    site = made_site(made())
+    first, second = questions
+    assert [site.ask(*first)[0], site.ask(*second)[0]] == [0, 2]
+    assert "before, and fewer than" in caplog.text
+    assert site.ask(*first)[0] == 0
+
+
 def test_nobody_is_found_by_another_contract_with_other_cells(made_site):
     site = made_site(made())
     assert site.ask("describe", "--variables", "age")[0] == 0
     site.contract.write_text(site.contract.read_text().replace("- 110\n", "- 111\n"))
 
     assert site.ask("describe", "--variables", "age") == (2, "", "p2pfl: site-0: refused by policy\n")
+
+
+def test_nobody_is_found_by_another_contract_with_other_codes(made_site, caplog):
+    site = made_site(made())
+    assert site.ask("describe", "--variables", "sex")[0] == 0
+    contract = yaml.safe_load(site.contract.read_text())
+    categories = contract["variables"]["sex"]["categories"]
+    categories = categories if isinstance(categories, dict) else {each: [each] for each in categories}
+    first, second = categories
+    contract["variables"]["sex"]["categories"] = {first: [*categories[first], *categories[second]], second: ["another"]}
+    site.contract.write_text(yaml.safe_dump(contract, sort_keys=False))
+
+    assert site.ask("describe", "--variables", "sex") == (2, "", "p2pfl: site-0: refused by policy\n")
+    assert "sex was released with other codes in a category before" in caplog.text
 
 
 @pytest.mark.slow
