@@ -172,8 +172,7 @@ class ZeroMQTransport:
             raise ValueError(f"{peer!r} is no neighbour of {self.me.name!r}")
         check_frames(frames, self._max_frame_bytes)
         self._check_open()
-        loop = asyncio.get_running_loop()
-        started_s = loop.time()
+        started_s = (loop := asyncio.get_running_loop()).time()
         # tried again instead of awaited: a ROUTER always says that it can be written to, and would be asked in a busy loop
         while not self._send_now(peer, frames):
             left_s = started_s + timeout_s - loop.time()
