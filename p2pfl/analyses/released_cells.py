@@ -70,21 +70,22 @@ class CountedCells:
                 "patients may be between their ends: ask with the same ones"
             )
         return (
-            f"{self.variable} was counted in other cells before, and fewer than {fewest} patients of this site are between their ends: "
-            "ask on the same cells with the same patients_per_cell, or on some that end where those do"
+            f"{self.variable} was counted in other cells before, and fewer than {fewest} patients may be between their ends: "
+            "ask on the same cells with the same patients_per_cell"
         )
 
     def tells_few_apart(self, other: CountedCells, table: CheckedTable, fewest: int) -> bool:
         """Whether fewer patients of a site than *fewest* are in one cell here and in one there, each of which holds others as well.
 
-        Cells that were merged until each has another number of patients end elsewhere, at places that no site knows beforehand. A risk is
-        known after the fit alone. So these may tell few apart.
+        Cells that are merged until each has so many patients end at places that no site knows beforehand, also where one grid is made of
+        cells of the other. A risk is known after the fit alone. So other cells than the same ones may tell few apart.
         """
         if (self.variable, self.kind) != (other.variable, other.kind):
             return False
         if None not in (self.fewest, other.fewest) and self.fewest != other.fewest:
             return True
-        if self.kind == "risk":
+        is_merged = self.kind == "time" and self.fewest != 1
+        if self.kind == "risk" or is_merged:
             return not np.array_equal(self.edges_E, other.edges_E)
         if self.variable not in table.columns:
             return False

@@ -144,7 +144,11 @@ def test_two_variables_that_differ_in_many_patients_are_both_used(made_site):
     assert [site.ask("glm", f"dose ~ {name}", "--family", "gaussian")[0] for name in ("sex", "sex_at_birth")] == [0, 0]
 
 
-GRIDS = [((50, 51), (0, 2)), *(pytest.param(each, (0, 0), marks=pytest.mark.slow) for each in ((50, 200), (200, 50), (200, 300)))]
+# cells are merged until each has so many patients: also one grid that is made of cells of the other may then end a patient later
+GRIDS = [
+    ((50, 51), (0, 2)),
+    *(pytest.param(*each, marks=pytest.mark.slow) for each in (((50, 200), (0, 2)), ((200, 300), (0, 2)), ((50, 50), (0, 0)))),
+]
 
 
 @pytest.mark.parametrize(("grids", "codes"), GRIDS)
@@ -153,7 +157,7 @@ def test_nobody_is_found_by_halving_the_cells_of_time(grids, codes, made_site, c
 
     assert tuple(site.ask("km", "Surv(days, died) ~ 1", "--grid", str(grid))[0] for grid in grids) == codes
     if codes[1]:
-        assert "days was counted in other cells before, and fewer than 5 patients of this site are between their ends" in caplog.text
+        assert "days was counted in other cells before, and fewer than 5 patients may be between their ends" in caplog.text
 
 
 @pytest.mark.parametrize(
