@@ -32,6 +32,9 @@ from p2pfl.statistics.survival import Integers
 OF_CELLS = "Quantiles come from counts in cells; one whose cell is wider than the SD is not shown."
 
 
+_DIGITS = 6  # of an edge: more are rounding
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DescribedVariable:
     """One variable over all sites; None stands for a number that is not shown."""
@@ -69,7 +72,11 @@ class DescribedVariable:
         is_one_number = self.is_whole and high - low <= 1
         if high - low > math.sqrt(self.description.variance) and not is_one_number:
             return None
-        return self._said((low + high) / 2 if self.num_values is None else self.description.quantile(fraction))
+        value = (low + high) / 2 if self.num_values is None else self.description.quantile(fraction)
+        if self.is_whole:  # cells of whole numbers begin half a number before them
+            least, largest = (round(float(edge), _DIGITS) for edge in self.description.edges[[0, -1]])
+            value = min(max(value, math.ceil(least)), math.floor(largest))
+        return self._said(float(value))
 
     def _said(self, value: float) -> float | str:
         return (EPOCH + timedelta(days=round(value))).isoformat() if self.is_date else value

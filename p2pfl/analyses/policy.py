@@ -80,7 +80,10 @@ class Policy:
         if self.analyses is not None and spec.kind not in self.analyses:
             yield f"policy.analyses = [{', '.join(self.analyses)}]: the analysis is {spec.kind}"
         if spec.kind == "mixed" and "site_means" not in self.may_release:
-            yield f"policy.may_release = [{', '.join(self.may_release)}]: the analysis takes this site's means and products, site_means"
+            yield (
+                f"policy.may_release = [{', '.join(self.may_release)}]: the analysis takes this site's means and products; "
+                "to allow that, write may_release: [site_means]"
+            )
         if self.variables is not None:
             others = [name for name in dict.fromkeys([*spec.names_used(contract), *spec.common]) if name not in self.variables]
             if others:

@@ -85,6 +85,13 @@ def test_whole_numbers_have_quantiles_near_their_own(tmp_path):
     )
 
 
+def test_a_quantile_of_whole_numbers_is_one_that_they_can_have(tmp_path):
+    variables, outcome, rows = changed(made(900), visits=lambda row, place: "40" if place % 3 else "0")
+    found, _ = described(({**variables, "visits": integer(0, 40)}, outcome, rows), tmp_path, "visits")
+
+    assert (found["visits"]["q5"], found["visits"]["q95"]) == (0, 40)
+
+
 def test_groups_are_described_apart_and_categories_as_a_cross_table(tmp_path):
     study = changed(made(600), dose=lambda row, place: "" if place % 20 == 0 else row["dose"])
     contract, sites = write_study(tmp_path, study)

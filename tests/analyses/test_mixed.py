@@ -137,7 +137,7 @@ def test_a_site_gives_its_means_only_where_its_policy_says_so(study, tmp_path, c
 
     with pytest.raises(RefusedByPolicy, match="site-2: refused by policy"):
         stats.mixed(FORMULA, contract=contract, sites=sites)
-    assert "policy.may_release = [site_estimates]: the analysis takes this site's means and products, site_means" in caplog.text
+    assert "policy.may_release = [site_estimates]: the analysis takes this site's means and products; to allow that, write" in caplog.text
 
 
 @pytest.mark.parametrize(

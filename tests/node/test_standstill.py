@@ -50,7 +50,7 @@ def test_a_node_that_stood_still_jumps_to_where_the_others_are_now(tmp_path):
             await network.reached(150, others)
             network.wake(sleeper)
             where = min(network.round(name) for name in others)
-            await until(lambda: network.round(sleeper) >= where)
+            await until(lambda: network.round(sleeper) >= where and len(jumps_of(network.states[sleeper])) > before)
             return where, jumps_of(network.states[sleeper])[before]
 
     where, first = finish(run())
