@@ -31,11 +31,10 @@ SAY_AWAITED_S = 10.0
 """A round that waits says for whom after so long, then after twice as long, and so on."""
 TICK_S = 0.1
 BACKLOG_LOOK_S, BACKLOG_LOOKS = 0.005, 4
-"""Pauses of so long each, in which hardly anything comes, show that all has been heard: one for each second for which the process stood
-still, so many at most."""
-BACKLOG_TURNS, BACKLOG_MESSAGES = 50, 15
-"""After each pause the loop turns so often, and a backlog gives that many messages meanwhile. Time alone shows nothing on a busy machine,
-and exchanges alone do not either: while the others waited for this process, they sent much in one exchange."""
+"""Pauses of so long each, in which hardly any further exchange is heard of, show that all have been heard: one for each second for which
+the process stood still, so many at most."""
+BACKLOG_TURNS = 50
+"""After each pause the loop turns so often at least: on a busy machine the time alone passes without a message being read."""
 
 
 class Daemon:
@@ -51,7 +50,6 @@ class Daemon:
         if self.protocol.edges.anew and (node.state / CHECKPOINT).exists():
             raise ConfigError("holds a checkpoint: a node is started anew in an empty folder", str(node.state))
         self._pairwise = PairwiseRounds(node, node.pairwise) if node.pairwise is not None else None
-        self._num_heard = 0
 
     # ---- running
 
@@ -234,16 +232,16 @@ class Daemon:
 
         Each of these messages tells of another exchange in which the others were then, and a jump to each would only chase them.
         """
-        claims, quiet = self.protocol.claims, 0
-        while (still_s := self.protocol.deadlines.backlog_s(self.clock.now_s())) and quiet < min(BACKLOG_LOOKS, math.ceil(still_s)):
+        claims, deadlines, began_s, quiet = self.protocol.claims, self.protocol.deadlines, self.clock.now_s(), 0
+        while (still_s := deadlines.backlog_s(self.clock.now_s())) and quiet < min(BACKLOG_LOOKS, math.ceil(still_s)):
+            if self.clock.now_s() - began_s >= still_s:  # the others are so fast that it never becomes quiet
+                break
             before = claims.furthest()
             await asyncio.sleep(BACKLOG_LOOK_S)
-            heard = self._num_heard
             for _ in range(BACKLOG_TURNS):
                 await asyncio.sleep(0)
-            is_quiet = self._num_heard - heard < BACKLOG_MESSAGES and claims.furthest() - before <= RETURN_REACH
-            quiet = quiet + 1 if is_quiet else 0
-        self.protocol.deadlines.note_backlog_heard()  # once: each further pause would make it late for the others again
+            quiet = quiet + 1 if claims.furthest() - before <= RETURN_REACH else 0
+        deadlines.note_backlog_heard()  # once: each further pause would make it late for the others again
 
     def _jump(self) -> None:
         """Take the round number from what was heard; the missed rounds are not trained."""
@@ -260,7 +258,6 @@ class Daemon:
         node = self.node
         while True:
             received = await node.transport.receive()
-            self._num_heard += 1
             decides = self.protocol.hear(received.peer, received.frames, self.clock.now_s())
             node.links.exclude(received.peer)
             if not decides:
