@@ -48,6 +48,9 @@ SHARED = (
 ROOM = 4096
 """Bytes of a command line that processes have for showing their own."""
 
+_NO_THREAD = "background_thread:false"
+"""Setting of jemalloc: memory goes back to the system without a thread of its own."""
+
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _ARGUMENTS_BEGIN, _ARGUMENTS_END = 45, 46  # in /proc/self/stat, counted from behind the name
 
@@ -67,6 +70,7 @@ def serve(program: Program, *, shared: Sequence[str] = SHARED, prepare: Callable
     answers = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what an import prints is no answer
     gc.disable()  # a collection writes to every object, and so to every page
+    os.environ.setdefault("JE_ARROW_MALLOC_CONF", _NO_THREAD)  # of pyarrow, which scikit-learn imports by way of pandas where they are
     for name in shared:
         import_module(name)
     if prepare is not None:
