@@ -51,9 +51,9 @@ def without_dominated_columns(
                 request, means = _checked(request, spec, model, part, means, squares), None  # once: rows stay the same
             total = yield request
             if request.statistic == _MEANS:
-                means = total[1:] / max(float(total[0]), 1.0)
+                means = total[1 : 1 + len(model.names)] / max(float(total[0]), 1.0)  # an outcome may stand behind the columns
             elif request.statistic == _SQUARES:
-                squares = total
+                squares = total[: len(model.names)]
             request = analysis.send(total)
     except StopIteration as end:
         result: Result = end.value
@@ -73,7 +73,7 @@ def _checked(
         columns_MP = part(site).columns_MP / model.units_P
         parts_P = part_of_few(columns_MP, site.patients_M, means_P, squares_P, fewest - 1)
         for name, of_few in zip(model.names, parts_P, strict=True):
-            if fewest > 1 and of_few >= 1 - 1 / fewest:
+            if is_few(of_few, fewest):
                 raise FewPatientsHere(
                     f"policy.patients_per_cell: fewer than {fewest} patients of this site make up nearly all differences in {name}: "
                     "leave it out, take its logarithm, or declare a number with few values as integer"
@@ -81,6 +81,20 @@ def _checked(
         return request.contribution(site)
 
     return replace(request, contribution=own)
+
+
+def is_few(part: float, fewest: int) -> bool:
+    """Whether a part of a column's squares is one that *fewest* patients alike would not leave to all but one of them."""
+    return fewest > 1 and part >= 1 - 1 / fewest
+
+
+def has_column_of_few(columns_MP: Numbers, patients_M: NDArray[np.int64], fewest: int) -> bool:
+    """Whether fewer patients of a site than *fewest* make up nearly all differences in one of its own columns."""
+    if not len(patients_M):
+        return False
+    means_P = columns_MP.mean(axis=0)
+    squares_P = ((columns_MP - means_P) ** 2).sum(axis=0)
+    return any(is_few(part, fewest) for part in part_of_few(columns_MP, patients_M, means_P, squares_P, fewest - 1))
 
 
 def part_of_few(columns_MP: Numbers, patients_M: NDArray[np.int64], means_P: Numbers, squares_P: Numbers, num_patients: int) -> Numbers:

@@ -7,10 +7,11 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
+from p2pfl.analyses.coefficients import FittedResult, coefficient_records, coefficient_table
 from p2pfl.analyses.curved_terms import agree_on_curves
-from p2pfl.analyses.floors import Counts, at_sites, check_cross_table, count_patients, counted
+from p2pfl.analyses.dominance import without_dominated_columns
+from p2pfl.analyses.floors import at_sites, check_cross_table, count_patients, counted
 from p2pfl.analyses.leading import FewPatientsHere
-from p2pfl.analyses.models import coefficient_records, coefficient_table
 from p2pfl.analyses.rows import CrossTable, ModelColumns, SiteRows
 from p2pfl.analyses.spec import AnalysisSpec
 from p2pfl.analyses.text_tables import figure, p_value, wrapped
@@ -21,36 +22,10 @@ from p2pfl.statistics.sums import Numbers, SumRequest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MixedResult:
+class MixedResult(FittedResult):
     """A fitted linear model with a random intercept for each site, equal to the one of the pooled rows."""
 
-    spec: AnalysisSpec
-    counts: Counts
     fit: MixedFit
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the coefficients in their order."""
-        return self.fit.names
-
-    @property
-    def params(self) -> Numbers:
-        """Estimated coefficients of the model, (P,)."""
-        return self.fit.params
-
-    @property
-    def bse(self) -> Numbers:
-        """Standard errors of the coefficients, (P,)."""
-        return self.fit.bse
-
-    @property
-    def pvalues(self) -> Numbers:
-        """Two-sided p-values of Wald's test, (P,)."""
-        return self.fit.pvalues
-
-    def conf_int(self, level: float | None = None) -> Numbers:
-        """Wald's confidence intervals, (P, 2); None: of the level that the analysis says."""
-        return self.fit.conf_int(self.spec.level if level is None else level)
 
     def records(self) -> list[dict[str, Any]]:
         """One row for each coefficient, for CSV and JSON."""
@@ -85,12 +60,16 @@ def mixed(spec: AnalysisSpec, contract: Contract, num_sites: int) -> Generator[S
     patients = yield from count_patients(spec, len(model.names))
     yield from check_cross_table(spec, contract, is_at_sites=True)
     part = yield from agree_on_curves(spec, contract, model)
-    categorical = CrossTable.of(spec, contract).names
-    is_all_categorical = all(name in categorical for name in spec.parsed.columns)
+    is_all_categorical = CrossTable.of(spec, contract).holds_all(spec)
     analysis = fit_mixed(model.names, spec.parsed.outcome[0], num_sites, units_P=model.units_P)
     most = math.inf if is_all_categorical else spec.parameters_per_patient * len(model.names)
     checked = _with_floors(spec, analysis, most)
-    fit = yield from at_sites(checked, lambda site: (PlacedRows(part(site), site.place), site.num_patients))
+
+    def placed_rows(site: SiteRows[DesignRows]) -> _Site:
+        return PlacedRows(part(site), site.place), site.num_patients
+
+    fitted = at_sites(checked, placed_rows)
+    fit = yield from without_dominated_columns(spec, model, part, fitted)
     return MixedResult(spec=spec, counts=patients, fit=fit.in_unit(model.outcome_unit))
 
 

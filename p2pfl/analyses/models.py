@@ -5,14 +5,15 @@ Arrays of results are (P,) in the order of their names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from p2pfl.analyses.coefficients import FittedResult, coefficient_records, coefficient_table
 from p2pfl.analyses.curved_terms import agree_on_curves, numbers_of_curves
-from p2pfl.analyses.dominance import without_dominated_columns
+from p2pfl.analyses.dominance import has_column_of_few, without_dominated_columns
 from p2pfl.analyses.floors import Counts, at_sites, check_cross_table, count_patients, counted
 from p2pfl.analyses.rows import CrossTable, ModelColumns, SiteRows
 from p2pfl.analyses.spec import AnalysisSpec
@@ -39,40 +40,14 @@ _RATIOS = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ModelResult:
-    """A fitted model over all sites, equal to the one of the pooled rows."""
+class ModelResult(FittedResult):
+    """A fitted generalised linear or Cox model over all sites, equal to the one of the pooled rows."""
 
-    spec: AnalysisSpec
-    counts: Counts
     fit: GLMFit | CoxFit
     ends_T: Numbers | None = None
     """Ends of the cells of time, where a Cox model has one baseline for all."""
     cells: TimeCells | None = None
     """Cells of time with those that they were merged from; None: exact times."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the coefficients in their order."""
-        return self.fit.names
-
-    @property
-    def params(self) -> Numbers:
-        """Estimated coefficients of the model, (P,)."""
-        return self.fit.params
-
-    @property
-    def bse(self) -> Numbers:
-        """Standard errors of the coefficients, (P,)."""
-        return self.fit.bse
-
-    @property
-    def pvalues(self) -> Numbers:
-        """Two-sided p-values of Wald's test, (P,)."""
-        return self.fit.pvalues
-
-    def conf_int(self, level: float | None = None) -> Numbers:
-        """Wald's confidence intervals, (P, 2); None: of the level that the analysis says."""
-        return self.fit.conf_int(self.spec.level if level is None else level)
 
     def records(self) -> list[dict[str, Any]]:
         """One row for each coefficient, for CSV and JSON."""
@@ -136,56 +111,6 @@ class ModelResult:
             f"tests: {tests}",
             *([] if self.cells is None else [str(self.cells)]),
         ]
-
-
-class Fit(Protocol):
-    """A fitted model with standard errors; arrays are (P,) in the order of the names."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the coefficients of the model."""
-        ...
-
-    @property
-    def params(self) -> Numbers:
-        """Estimated coefficients of the model, (P,)."""
-        ...
-
-    @property
-    def bse(self) -> Numbers:
-        """Standard errors of the coefficients, (P,)."""
-        ...
-
-    @property
-    def pvalues(self) -> Numbers:
-        """Two-sided p-values of Wald's test, (P,)."""
-        ...
-
-    def conf_int(self, level: float = 0.95) -> Numbers:
-        """Confidence intervals of the coefficients, (P, 2)."""
-        ...
-
-
-def coefficient_records(fit: Fit, level: float, ratio: str | None = None) -> list[dict[str, Any]]:
-    """One row for each coefficient of a fit; *ratio* names what its exponential is."""
-    found = []
-    columns = (fit.names, fit.params, fit.bse, fit.params / fit.bse, fit.pvalues, fit.conf_int(level))
-    for name, value, error, statistic, pvalue, (low, high) in zip(*columns, strict=True):
-        row = {"name": name, "estimate": value, "se": error, "statistic": statistic, "p": pvalue, "low": low, "high": high}
-        if ratio is not None:
-            row |= {ratio.replace(" ", "_"): np.exp(value), "ratio_low": np.exp(low), "ratio_high": np.exp(high)}
-        found.append({key: each if isinstance(each, str) else float(each) for key, each in row.items()})
-    return found
-
-
-def coefficient_table(records: Sequence[dict[str, Any]], level: float, statistic: str) -> list[str]:
-    """Lines of a table of coefficients for people."""
-    rows = [
-        (each["name"], figure(each["estimate"]), figure(each["se"], 4), figure(each["statistic"], 4), p_value(each["p"]),
-         figure(each["low"]), figure(each["high"]))
-        for each in records
-    ]  # fmt: skip
-    return text_table(("", "estimate", "SE", statistic, "p", f"{100 * level:g} % from", "to"), rows)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -261,8 +186,7 @@ def fit_model(
 
 def _most_numbers(spec: AnalysisSpec, contract: Contract, model: ModelColumns, patients: Counts) -> float:
     """Count the numbers that a fit may release about the same rows; where all is categorical, the cross table holds the floor."""
-    categorical = CrossTable.of(spec, contract).names
-    if all(name in categorical for name in spec.parsed.columns):
+    if CrossTable.of(spec, contract).holds_all(spec):
         return np.inf
     return spec.parameters_per_patient * patients.num_patients * len(model.names) - numbers_of_curves(model)
 
@@ -315,7 +239,7 @@ def site_estimate(spec: AnalysisSpec, contract: Contract, rows: SiteRows[DesignR
 
 def _own_estimate(spec: AnalysisSpec, model: ModelColumns, site: SiteRows[DesignRows]) -> Estimate | None:
     """A site's estimate in units near 1, so that its weight fits the number format of sums."""
-    if site.num_patients < spec.patients_per_sum:
+    if site.num_patients < spec.patients_per_sum or has_column_of_few(site.part.columns_MP, site.patients_M, spec.patients_per_cell):
         return None
     try:
         fit = analyse(_fitted(spec, model), [site.part])

@@ -227,13 +227,7 @@ def is_limited(spec: AnalysisSpec, contract: Contract) -> bool:
     """Whether numbers are counted against the patients: for models with a number among their variables, which no cell holds."""
     if spec.kind == "describe" or (spec.kind == "cox" and not spec.is_by_site) or spec.kind == "km":
         return False
-    categorical = CrossTable.of(spec, contract).names
-    return not is_all(spec.parsed.columns, categorical)
-
-
-def is_all(names: tuple[str, ...], among: tuple[str, ...]) -> bool:
-    """Whether all names are among others."""
-    return all(name in among for name in names)
+    return not CrossTable.of(spec, contract).holds_all(spec)
 
 
 def name_of(spec: AnalysisSpec) -> str:

@@ -128,6 +128,10 @@ class CrossTable:
             )
         return table
 
+    def holds_all(self, spec: AnalysisSpec) -> bool:
+        """Whether every column of an analysis is categorical, so that the cells of this table hold the floor for all that it releases."""
+        return all(name in self.names for name in spec.parsed.columns)
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Number of labels of each variable."""

@@ -15,13 +15,14 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammaincc, ndtr, ndtri
+from scipy.special import gammaincc
 
 from p2pfl.errors import ConfigError
 from p2pfl.statistics.newton import MOST_ITERATIONS, check_separation, solved, stands
 from p2pfl.statistics.scale import INTERCEPT, Scale, agree_on_scale
 from p2pfl.statistics.sums import Numbers, SumRequest
 from p2pfl.statistics.survival import cells_of
+from p2pfl.statistics.wald import WaldFit
 
 Ties = Literal["efron", "breslow"]
 
@@ -125,13 +126,10 @@ def partial_likelihood(sums: RiskSums, ties: Ties) -> tuple[float, Numbers, Numb
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CoxFit:
+class CoxFit(WaldFit):
     """A fitted Cox model; arrays are (P,) in the order of the names."""
 
-    names: tuple[str, ...]
     ties: Ties
-    params: Numbers
-    covariance_PP: Numbers
     num_rows: int
     num_events: int
     log_likelihood: float
@@ -139,21 +137,6 @@ class CoxFit:
     score_statistic: float
     """Statistic of the score test that all coefficients are 0."""
     iterations: int
-
-    @property
-    def bse(self) -> Numbers:
-        """Standard errors of the coefficients."""
-        return np.sqrt(np.diag(self.covariance_PP))
-
-    @property
-    def pvalues(self) -> Numbers:
-        """Two-sided p-values of Wald's test, by the normal distribution."""
-        return np.asarray(2 * ndtr(-np.abs(self.params / self.bse)))
-
-    def conf_int(self, level: float = 0.95) -> Numbers:
-        """Wald's confidence intervals, (P, 2)."""
-        width = ndtri((1 + level) / 2) * self.bse
-        return np.stack([self.params - width, self.params + width], axis=-1)
 
     def tests(self) -> dict[str, tuple[float, float]]:
         """Statistic and p-value of three tests that all coefficients are 0: Wald, score, likelihood ratio."""

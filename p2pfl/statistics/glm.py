@@ -12,13 +12,13 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
 from p2pfl.errors import ConfigError
 from p2pfl.statistics.families import FAMILIES, Family, NegativeBinomial
 from p2pfl.statistics.newton import MOST_ITERATIONS, check_separation, is_last, solved, stands
 from p2pfl.statistics.scale import Scale, agree_on_scale
 from p2pfl.statistics.sums import Numbers, SumRequest
+from p2pfl.statistics.wald import WaldFit
 
 MOST_PARAMETERS_PER_ROW = 0.33
 
@@ -39,13 +39,10 @@ class DesignRows:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GLMFit:
+class GLMFit(WaldFit):
     """A fitted generalised linear model; arrays are (P,) in the order of the names."""
 
-    names: tuple[str, ...]
     family: str
-    params: Numbers
-    covariance_PP: Numbers
     num_rows: int
     num_missing: int
     deviance: float
@@ -60,26 +57,14 @@ class GLMFit:
     """Standard error of theta; None where it was given."""
 
     @property
-    def bse(self) -> Numbers:
-        """Standard errors of the coefficients."""
-        return np.sqrt(np.diag(self.covariance_PP))
-
-    @property
     def df_resid(self) -> int:
         """Degrees of freedom that the residuals have."""
         return self.num_rows - len(self.names)
 
     @property
-    def pvalues(self) -> Numbers:
-        """Two-sided p-values of Wald's test: by t where the dispersion is estimated, by the normal distribution elsewhere."""
-        statistic = -np.abs(self.params / self.bse)
-        return np.asarray(2 * (stdtr(self.df_resid, statistic) if self.has_dispersion else ndtr(statistic)))
-
-    def conf_int(self, level: float = 0.95) -> Numbers:
-        """Wald's confidence intervals, (P, 2)."""
-        tail = (1 + level) / 2
-        width = (stdtrit(self.df_resid, tail) if self.has_dispersion else ndtri(tail)) * self.bse
-        return np.stack([self.params - width, self.params + width], axis=-1)
+    def t_df(self) -> int | None:
+        """Degrees of freedom of t tests: those of the residuals where the dispersion is estimated; None elsewhere."""
+        return self.df_resid if self.has_dispersion else None
 
     @property
     def has_dispersion(self) -> bool:

@@ -16,13 +16,14 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import gammaincc, ndtr, ndtri
+from scipy.special import gammaincc
 
 from p2pfl.errors import ConfigError
 from p2pfl.statistics.glm import MOST_PARAMETERS_PER_ROW, DesignRows
 from p2pfl.statistics.newton import solved
 from p2pfl.statistics.scale import INTERCEPT, agree_on_scale
 from p2pfl.statistics.sums import Numbers, SumRequest
+from p2pfl.statistics.wald import WaldFit
 
 FEWEST_SITES = 2
 _NO_SCATTER = 1e-12
@@ -40,12 +41,9 @@ class PlacedRows(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MixedFit:
+class MixedFit(WaldFit):
     """A fitted linear model with a random intercept for each site; arrays are (P,) in the order of the names."""
 
-    names: tuple[str, ...]
-    params: Numbers
-    covariance_PP: Numbers
     num_rows: int
     num_sites: int
     tau_squared: float
@@ -54,21 +52,6 @@ class MixedFit:
     reml_log_likelihood: float
     tau_statistic: float
     """Likelihood ratio of the model to the one without differences between sites."""
-
-    @property
-    def bse(self) -> Numbers:
-        """Standard errors of the coefficients."""
-        return np.sqrt(np.diag(self.covariance_PP))
-
-    @property
-    def pvalues(self) -> Numbers:
-        """Two-sided p-values of Wald's test, by the normal distribution."""
-        return np.asarray(2 * ndtr(-np.abs(self.params / self.bse)))
-
-    def conf_int(self, level: float = 0.95) -> Numbers:
-        """Wald's confidence intervals, (P, 2)."""
-        width = ndtri((1 + level) / 2) * self.bse
-        return np.stack([self.params - width, self.params + width], axis=-1)
 
     def in_unit(self, unit: float) -> MixedFit:
         """The fit of outcomes in their own unit, from that of outcomes divided by it."""

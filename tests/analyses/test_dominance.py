@@ -7,6 +7,7 @@ from study_tables import changed, integer, made, number, write_study
 
 from p2pfl.analyses.policy import RefusedByPolicy
 from p2pfl.analyses.stats import run
+from p2pfl.errors import ConfigError
 
 FEW = (4, 10, 16, 22)
 """Places of four patients of site-1."""
@@ -36,6 +37,8 @@ ASKED = {
         {"kind": "cox", "formula": "Surv(days, died) ~ age + mark", "family": None},
         "mark",
     ),
+    "the same in a calibration": (lambda: with_mark(FEW), {"kind": "calibration", "formula": "died ~ age + mark", "family": None}, "mark"),
+    "the same in a mixed model": (lambda: with_mark(FEW), {"kind": "mixed", "formula": "dose ~ age + mark", "family": None}, "mark"),
 }
 
 
@@ -43,9 +46,12 @@ ASKED = {
 def test_a_column_about_few_patients_is_refused(asked, tmp_path, caplog):
     study, question, column = ASKED[asked]
     content = {"kind": "glm", "family": "binomial", **question}
+    contract, sites = write_study(tmp_path, study())
+    for site in sites:
+        site.write_text(site.read_text() + "policy: {may_release: [site_means]}\n")
 
     with pytest.raises(RefusedByPolicy, match=r"^site-1: refused by policy$"):
-        run({key: value for key, value in content.items() if value is not None}, *write_study(tmp_path, study()))
+        run({key: value for key, value in content.items() if value is not None}, contract, sites)
 
     said = f"policy.patients_per_cell: fewer than 5 patients of this site make up nearly all differences in {column}: "
     assert f"site-1 refuses: {said}" in caplog.text
@@ -69,3 +75,15 @@ def test_few_values_that_are_declared_as_such_are_counted_over_all_sites(tmp_pat
 
     fit = run({"kind": "glm", "formula": "dose ~ mark", "family": "gaussian"}, *write_study(tmp_path, study))
     assert fit.names[-1] == "mark"
+
+
+def test_a_site_has_no_estimate_about_few_patients_of_its_own(tmp_path):
+    asked = {"kind": "compare", "formula": "dose ~ age + mark", "family": "gaussian", "coefficient": "mark"}
+    enough = {place for place in range(240) if place % 3 != 1 and place % 4 == 0}
+
+    for name in ("few", "one with few"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(ConfigError, match="0 sites have an estimate"):
+        run(asked, *write_study(tmp_path / "few", with_mark((4, 5, 6))))
+    found = run(asked, *write_study(tmp_path / "one with few", with_mark(enough | {4, 7})))
+    assert found.meta.num_estimates == 2
