@@ -7,6 +7,7 @@ import io
 import json
 import os
 import sys
+from inspect import Parameter, Signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,233 +21,137 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Describe, fit and compare over sites, as if their rows were pooled.")
 
-Formula = Annotated[str, typer.Argument(metavar="FORMULA", help="In R's notation, such as 'died ~ age + sex'.")]
-Survival = Annotated[str, typer.Argument(metavar="FORMULA", help="Such as 'Surv(days, event) ~ treatment'.")]
 Sites = Annotated[list[Path], typer.Argument(metavar="SITE...", help="Each site's file, with its section `table`.")]
-ContractFile = Annotated[Path, typer.Option("--contract", metavar="FILE", help="The data contract, contract.yaml.")]
 Csv = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write the result's rows to a new CSV file.")]
 Page = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page with tables and pictures to a new file.")]
-Cell = Annotated[int | None, typer.Option("--patients-per-cell", help="Fewest patients in a cell.  [default: 5]")]
-Sum = Annotated[int | None, typer.Option("--patients-per-sum", help="Fewest patients in a sum.  [default: 10]")]
-Parameters = Annotated[float | None, typer.Option("--parameters-per-patient", help="Most coefficients for each.  [default: 0.33]")]
-Cells = Annotated[str | None, typer.Option("--cells", metavar="total|site", help="Where cells hold enough patients.  [default: total]")]
-Level = Annotated[float | None, typer.Option("--level", help="Level of confidence intervals.  [default: 0.95]")]
-Family = Annotated[str | None, typer.Option("--family", metavar="NAME", help="gaussian, binomial, poisson, gamma or negative-binomial.")]
-Theta = Annotated[float | None, typer.Option("--theta", help="Parameter of a negative-binomial model.  [default: estimated]")]
-Grid = Annotated[float | None, typer.Option("--grid", metavar="WIDTH", help="Width of a cell of time, in the contract's unit.")]
-Ends = Annotated[str | None, typer.Option("--ends", metavar="T1,T2,...", help="Ends of the cells of time, instead of a width.")]
-Common = Annotated[
-    str | None, typer.Option("--common", metavar="A,B,...", help="Take rows alone in which none of these variables is missing.")
-]
-Releases = Annotated[
-    Path | None, typer.Option("--releases", metavar="FOLDER", help="Keep each site's log of releases there, and ask it first.")
-]
-Strata = Annotated[str | None, typer.Option("--strata", metavar="site|none", help="site: a baseline each.  [default: site without a grid]")]
 
 
-@app.command()
-def describe(
-    sites: Sites,
-    *,
-    contract: ContractFile,
-    variables: Annotated[str, typer.Option("--variables", metavar="A,B,...", help="Variables to describe.  [default: all]")] = "",
-    by: Annotated[str | None, typer.Option("--by", metavar="NAME", help="Describe the groups of this variable apart.")] = None,
-    patients_per_cell: Cell = None,
-    patients_per_sum: Sum = None,
-    cells: Cells = None,
-    common: Common = None,
-    releases: Releases = None,
-    csv_file: Csv = None,
-    page: Page = None,
-    as_json: Json = False,
-) -> None:
-    """Describe variables: patients, missing values, mean, spread, quantiles and categories. No number is a few patients.
-
-    Example: p2pfl stats describe --contract contract.yaml site-a.yaml site-b.yaml site-c.yaml
-    """
-    named = _names(variables)
-    asked = {
-        "variables": named or None,
-        "by": by,
-        "patients_per_cell": patients_per_cell,
-        "patients_per_sum": patients_per_sum,
-        "cells": cells,
-    }
-    _answer({"kind": "describe", **asked}, contract, sites, csv_file, page, as_json=as_json, common=common, releases=releases)
+def _number(option: str, help: str, **more: Any) -> Any:
+    return Annotated[float | None, typer.Option(option, help=help, **more)]
 
 
-@app.command()
-def glm(
-    formula: Formula,
-    sites: Sites,
-    *,
-    family: Family = None,
-    theta: Theta = None,
-    contract: ContractFile,
-    patients_per_cell: Cell = None,
-    patients_per_sum: Sum = None,
-    parameters_per_patient: Parameters = None,
-    cells: Cells = None,
-    level: Level = None,
-    common: Common = None,
-    releases: Releases = None,
-    csv_file: Csv = None,
-    page: Page = None,
-    as_json: Json = False,
-) -> None:
-    """Fit a regression to the rows of all sites: linear, logistic, Poisson, negative binomial, or gamma with a logarithmic link.
-
-    Example: p2pfl stats glm 'died ~ age + sex' --family binomial --contract contract.yaml site-a.yaml site-b.yaml site-c.yaml
-    """
-    asked = {"formula": formula, "family": family, "theta": theta}
-    more: dict[str, Any] = {"patients_per_cell": patients_per_cell, "patients_per_sum": patients_per_sum}
-    more |= {"parameters_per_patient": parameters_per_patient, "cells": cells, "level": level}
-    _answer({"kind": "glm", **asked, **more}, contract, sites, csv_file, page, as_json=as_json, common=common, releases=releases)
+def _whole(option: str, help: str) -> Any:
+    return Annotated[int | None, typer.Option(option, help=help)]
 
 
-@app.command()
-def calibration(
-    formula: Formula,
-    sites: Sites,
-    *,
-    contract: ContractFile,
-    ends: Annotated[str | None, typer.Option("--ends", metavar="R1,R2,...,1", help="Ends of the cells of predicted risk.")] = None,
-    patients_per_cell: Cell = None,
-    patients_per_sum: Sum = None,
-    parameters_per_patient: Parameters = None,
-    cells: Cells = None,
-    level: Level = None,
-    common: Common = None,
-    releases: Releases = None,
-    csv_file: Csv = None,
-    page: Page = None,
-    as_json: Json = False,
-) -> None:
-    """Fit a logistic regression and hold its risks against the outcomes: groups of risk, slope, Brier score, area under the curve.
-
-    Example: p2pfl stats calibration 'died ~ age + sex' --contract contract.yaml site-a.yaml site-b.yaml site-c.yaml
-    """
-    asked = {"formula": formula, "ends": _times(ends), "level": level}
-    floors: dict[str, Any] = {"patients_per_cell": patients_per_cell, "patients_per_sum": patients_per_sum, "cells": cells}
-    floors["parameters_per_patient"] = parameters_per_patient
-    _answer({"kind": "calibration", **asked, **floors}, contract, sites, csv_file, page, as_json=as_json, common=common, releases=releases)
+def _text(option: str, metavar: str, help: str) -> Any:
+    return Annotated[str | None, typer.Option(option, metavar=metavar, help=help)]
 
 
-@app.command()
-def mixed(
-    formula: Formula,
-    sites: Sites,
-    *,
-    contract: ContractFile,
-    patients_per_cell: Cell = None,
-    patients_per_sum: Sum = None,
-    parameters_per_patient: Parameters = None,
-    level: Level = None,
-    common: Common = None,
-    releases: Releases = None,
-    csv_file: Csv = None,
-    page: Page = None,
-    as_json: Json = False,
-) -> None:
-    """Fit a linear regression with a random intercept for each site, where every site's policy has may_release: [site_means].
+_PARAMETERS: dict[str, Any] = {
+    "formula": Annotated[str, typer.Argument(metavar="FORMULA", help="In R's notation, such as 'died ~ age + sex'.")],
+    "survival": Annotated[str, typer.Argument(metavar="FORMULA", help="Such as 'Surv(days, event) ~ treatment'.")],
+    "sites": Sites,
+    "contract": Annotated[Path, typer.Option("--contract", metavar="FILE", help="The data contract, contract.yaml.")],
+    "variables": _text("--variables", "A,B,...", "Variables to describe.  [default: all]"),
+    "by": _text("--by", "NAME", "Describe the groups of this variable apart."),
+    "family": _text("--family", "NAME", "gaussian, binomial, poisson, gamma or negative-binomial."),
+    "theta": _number("--theta", "Parameter of a negative-binomial model.  [default: estimated]"),
+    "coefficient": _text("--coefficient", "NAME", "Coefficient to compare between sites."),
+    "strata": _text("--strata", "site|none", "site: a baseline each.  [default: site without a grid]"),
+    "grid": _number("--grid", "Width of a cell of time, in the contract's unit.", metavar="WIDTH"),
+    "ends": _text("--ends", "T1,T2,...", "Ends of the cells of time, instead of a width."),
+    "risks": _text("--ends", "R1,R2,...,1", "Ends of the cells of predicted risk."),
+    "ties": _text("--ties", "NAME", "efron or breslow.  [default: efron]"),
+    "patients_per_cell": _whole("--patients-per-cell", "Fewest patients in a cell.  [default: 5]"),
+    "patients_per_sum": _whole("--patients-per-sum", "Fewest patients in a sum.  [default: 10]"),
+    "parameters_per_patient": _number("--parameters-per-patient", "Most coefficients for each.  [default: 0.33]"),
+    "cells": _text("--cells", "total|site", "Where cells hold enough patients.  [default: total]"),
+    "level": _number("--level", "Level of confidence intervals.  [default: 0.95]"),
+    "common": _text("--common", "A,B,...", "Take rows alone in which none of these variables is missing."),
+    "releases": Annotated[
+        Path | None, typer.Option("--releases", metavar="FOLDER", help="Keep each site's log of releases there, and ask it first.")
+    ],
+    "csv_file": Csv,
+    "page": Page,
+    "as_json": Json,
+}
+"""Parameters of the kinds of analysis, by the key of the analysis where it has one."""
 
-    Example: p2pfl stats mixed 'los ~ age + sex' --contract contract.yaml site-a.yaml site-b.yaml site-c.yaml
-    """
-    floors: dict[str, Any] = {"patients_per_cell": patients_per_cell, "patients_per_sum": patients_per_sum}
-    floors["parameters_per_patient"] = parameters_per_patient
-    asked = {"kind": "mixed", "formula": formula, "level": level, **floors}
-    _answer(asked, contract, sites, csv_file, page, as_json=as_json, common=common, releases=releases)
-
-
-@app.command()
-def cox(
-    formula: Survival,
-    sites: Sites,
-    *,
-    contract: ContractFile,
-    strata: Strata = None,
-    grid: Grid = None,
-    ends: Ends = None,
-    ties: Annotated[str | None, typer.Option("--ties", metavar="NAME", help="efron or breslow.  [default: efron]")] = None,
-    patients_per_cell: Cell = None,
-    patients_per_sum: Sum = None,
-    parameters_per_patient: Parameters = None,
-    cells: Cells = None,
-    level: Level = None,
-    common: Common = None,
-    releases: Releases = None,
-    csv_file: Csv = None,
-    page: Page = None,
-    as_json: Json = False,
-) -> None:
-    """Fit a Cox model: with a baseline for each site on exact times, or with one baseline for all on a grid.
-
-    Example: p2pfl stats cox 'Surv(days, event) ~ age + sex' --contract contract.yaml site-a.yaml site-b.yaml site-c.yaml
-    """
-    asked = {"formula": formula, "strata": strata, "grid": grid, "ends": _times(ends), "ties": ties, "level": level}
-    floors: dict[str, Any] = {"patients_per_cell": patients_per_cell, "patients_per_sum": patients_per_sum, "cells": cells}
-    floors["parameters_per_patient"] = parameters_per_patient
-    _answer({"kind": "cox", **asked, **floors}, contract, sites, csv_file, page, as_json=as_json, common=common, releases=releases)
+_CELLS = ("patients_per_cell", "patients_per_sum", "cells")
+_FLOORS = ("patients_per_cell", "patients_per_sum", "parameters_per_patient", "cells")
+_OUTPUT = ("common", "releases", "csv_file", "page", "as_json")
+_DEFAULTS = {
+    "sites": Parameter.empty,
+    "contract": Parameter.empty,
+    "formula": Parameter.empty,
+    "survival": Parameter.empty,
+    "as_json": False,
+}
+_KEYS = {"survival": "formula", "risks": "ends"}
 
 
-@app.command()
-def km(
-    formula: Survival,
-    sites: Sites,
-    *,
-    contract: ContractFile,
-    grid: Grid = None,
-    ends: Ends = None,
-    patients_per_cell: Cell = None,
-    patients_per_sum: Sum = None,
-    cells: Cells = None,
-    level: Level = None,
-    common: Common = None,
-    releases: Releases = None,
-    csv_file: Csv = None,
-    page: Page = None,
-    as_json: Json = False,
-) -> None:
-    """Estimate survival curves by Kaplan and Meier on an agreed grid, for groups or for all.
+def _add(kind: str, help: str, *names: str) -> None:
+    """Add the command of one kind of analysis with its parameters, of which those for the output are common to all."""
 
-    Example: p2pfl stats km 'Surv(days, event) ~ treatment' --grid 30 --contract contract.yaml site-a.yaml site-b.yaml site-c.yaml
-    """
-    asked = {"formula": formula, "grid": grid, "ends": _times(ends), "level": level}
-    floors: dict[str, Any] = {"patients_per_cell": patients_per_cell, "patients_per_sum": patients_per_sum, "cells": cells}
-    _answer({"kind": "km", **asked, **floors}, contract, sites, csv_file, page, as_json=as_json, common=common, releases=releases)
+    def command(**given: Any) -> None:
+        _answer(kind, **given)
+
+    parameters = [
+        Parameter(_KEYS.get(name, name), Parameter.KEYWORD_ONLY, default=_DEFAULTS.get(name), annotation=_PARAMETERS[name])
+        for name in (*names, *_OUTPUT)
+    ]
+    command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    app.command(kind, help=help)(command)
 
 
-@app.command()
-def compare(
-    formula: Formula,
-    sites: Sites,
-    *,
-    contract: ContractFile,
-    family: Family = None,
-    theta: Theta = None,
-    coefficient: Annotated[str | None, typer.Option("--coefficient", metavar="NAME", help="Coefficient to compare between sites.")] = None,
-    strata: Strata = None,
-    grid: Grid = None,
-    ends: Ends = None,
-    patients_per_cell: Cell = None,
-    patients_per_sum: Sum = None,
-    parameters_per_patient: Parameters = None,
-    cells: Cells = None,
-    common: Common = None,
-    releases: Releases = None,
-    csv_file: Csv = None,
-    page: Page = None,
-    as_json: Json = False,
-) -> None:
-    """Compare the survival of groups by a log-rank test, or a coefficient between the sites' own models by a meta-analysis.
+_SITES = "--contract contract.yaml site-a.yaml site-b.yaml site-c.yaml"
+_add(
+    "describe",
+    f"""Describe variables: patients, missing values, mean, spread, quantiles and categories. No number is a few patients.
 
-    Example: p2pfl stats compare 'Surv(days, event) ~ treatment' --contract contract.yaml site-a.yaml site-b.yaml site-c.yaml
-    """
-    asked: dict[str, Any] = {"formula": formula, "family": family, "theta": theta, "coefficient": coefficient}
-    asked |= {"strata": strata, "grid": grid, "ends": _times(ends)}
-    floors: dict[str, Any] = {"patients_per_cell": patients_per_cell, "patients_per_sum": patients_per_sum, "cells": cells}
-    floors["parameters_per_patient"] = parameters_per_patient
-    _answer({"kind": "compare", **asked, **floors}, contract, sites, csv_file, page, as_json=as_json, common=common, releases=releases)
+    Example: p2pfl stats describe {_SITES}
+    """,
+    *("sites", "contract", "variables", "by", *_CELLS),
+)
+_add(
+    "glm",
+    f"""Fit a regression to the rows of all sites: linear, logistic, Poisson, negative binomial, or gamma with a logarithmic link.
+
+    Example: p2pfl stats glm 'died ~ age + sex' --family binomial {_SITES}
+    """,
+    *("formula", "sites", "family", "theta", "contract", *_FLOORS, "level"),
+)
+_add(
+    "calibration",
+    f"""Fit a logistic regression and hold its risks against the outcomes: groups of risk, slope, Brier score, area under the curve.
+
+    Example: p2pfl stats calibration 'died ~ age + sex' {_SITES}
+    """,
+    *("formula", "sites", "contract", "risks", *_FLOORS, "level"),
+)
+_add(
+    "mixed",
+    f"""Fit a linear regression with a random intercept for each site, where every site's policy has may_release: [site_means].
+
+    Example: p2pfl stats mixed 'los ~ age + sex' {_SITES}
+    """,
+    *("formula", "sites", "contract", *_FLOORS[:-1], "level"),
+)
+_add(
+    "cox",
+    f"""Fit a Cox model: with a baseline for each site on exact times, or with one baseline for all on a grid.
+
+    Example: p2pfl stats cox 'Surv(days, event) ~ age + sex' {_SITES}
+    """,
+    *("survival", "sites", "contract", "strata", "grid", "ends", "ties", *_FLOORS, "level"),
+)
+_add(
+    "km",
+    f"""Estimate survival curves by Kaplan and Meier on an agreed grid, for groups or for all.
+
+    Example: p2pfl stats km 'Surv(days, event) ~ treatment' --grid 30 {_SITES}
+    """,
+    *("survival", "sites", "contract", "grid", "ends", *_CELLS, "level"),
+)
+_add(
+    "compare",
+    f"""Compare the survival of groups by a log-rank test, or a coefficient between the sites' own models by a meta-analysis.
+
+    Example: p2pfl stats compare 'Surv(days, event) ~ treatment' {_SITES}
+    """,
+    *("formula", "sites", "contract", "family", "theta", "coefficient", "strata", "grid", "ends", *_FLOORS),
+)
 
 
 @app.command()
@@ -313,24 +218,29 @@ app.command()(released)
 
 
 def _answer(
-    asked: dict[str, Any],
-    contract: Path,
-    sites: list[Path],
-    csv_file: Path | None,
-    page: Path | None,
+    kind: str,
     *,
-    as_json: bool,
+    sites: list[Path],
+    contract: Path,
     common: str | None,
     releases: Path | None,
+    csv_file: Path | None,
+    page: Path | None,
+    as_json: bool,
+    variables: str | None = None,
+    ends: str | None = None,
+    **asked: Any,
 ) -> None:
     """Run what is asked over simulated sites and give the result."""
     from p2pfl.analyses.spec import AnalysisSpec
     from p2pfl.analyses.stats import run
 
     _check_new(csv_file, page)
+    asked |= {"variables": _names(variables) or None, "ends": _times(ends)}
     if common is not None:
         asked |= {"rows": "common", "common": _names(common)}
-    spec = AnalysisSpec.from_mapping({key: value for key, value in asked.items() if value is not None}, f"stats {asked['kind']}")
+    content = {"kind": kind, **{key: value for key, value in asked.items() if value is not None}}
+    spec = AnalysisSpec.from_mapping(content, f"stats {kind}")
     _give(run(spec, contract, sites, releases=releases), csv_file, page, as_json=as_json)
 
 
@@ -388,9 +298,9 @@ def _write(path: Path, text: str) -> None:
         raise store_error(path, error) from error
 
 
-def _names(text: str) -> list[str]:
+def _names(text: str | None) -> list[str]:
     """Names of variables as an option has them."""
-    return [name.strip() for name in text.split(",") if name.strip()]
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
 
 
 def _times(text: str | None) -> list[float] | None:
