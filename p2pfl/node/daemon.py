@@ -232,10 +232,10 @@ class Daemon:
 
         Each of these messages tells of another exchange in which the others were then, and a jump to each would only chase them.
         """
-        claims, deadlines, began_s, quiet = self.protocol.claims, self.protocol.deadlines, self.clock.now_s(), 0
-        while (still_s := deadlines.backlog_s(self.clock.now_s())) and quiet < min(BACKLOG_LOOKS, math.ceil(still_s)):
-            if self.clock.now_s() - began_s >= still_s:  # the others are so fast that it never becomes quiet
-                break
+        claims, deadlines, quiet = self.protocol.claims, self.protocol.deadlines, 0
+        still_s = deadlines.backlog_s(began_s := self.clock.now_s())
+        num_looks, until_s = min(BACKLOG_LOOKS, math.ceil(still_s)), began_s + still_s  # where the others are fast it never becomes quiet
+        while quiet < num_looks and self.clock.now_s() < until_s and deadlines.backlog_s(self.clock.now_s()):
             before = claims.furthest()
             await asyncio.sleep(BACKLOG_LOOK_S)
             for _ in range(BACKLOG_TURNS):

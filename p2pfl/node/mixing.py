@@ -202,14 +202,13 @@ class Mixing:
         num_slots = len(protocol.neighbours)
         if not protocol.edges.compensations:
             return
-        held = {name: values.clone() for name, values in self._population.state.items() if name in self._encoded}
+        held = {name: values for name, values in self._population.state.items() if name in self._encoded}
         for phase in range(self._algorithm.phases):
             sent = self._population.outgoing(number, phase, local_steps=0)
             compensation = _negated(protocol.edges.take_compensations(sent.keys()))
             inbox = self._plan.recipe.inboxes.without_messages(sent, num_slots, dtype, compensation)
             self._population.merge(number, phase, inbox, local_steps=0)
-        for name, values in held.items():
-            self._population.state[name].copy_(values)
+        self._population.replace_state({**self._population.state, **held})
 
     def _unpack(
         self, due: DueMerge, outgoing: Mapping[str, Tensor], number: int, phase: int, local_steps: int

@@ -80,7 +80,7 @@ class Lockstep(Pace):
         """
         self._times.note_time(now_s)
         awaited = self.awaited()
-        is_in_company = bool(self.chosen() or self._edges.refusing())
+        is_in_company = any(self.exchange in here for here in self._here.values()) or bool(self._edges.refusing())
         if not self._edges.neighbourhood.weights or (is_in_company and not awaited):
             return True
         if not is_in_company and now_s < self._times.deadline_s:

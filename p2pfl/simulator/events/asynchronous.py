@@ -130,7 +130,7 @@ class AsynchronousEvents:
         sent, pace = self._sent[node.row], self._paces[node.row]
         pace.begin(node.round)
         chosen = pace.chosen()
-        for peer in node.messages:
+        for peer in list(node.messages):
             node.release(peer, pace.needed(peer))  # what has become too old
         merge_newest(self._plan, node, sent, {peer: node.messages[peer][each.number] for peer, each in chosen.items()}, chosen)
         size_bytes = self.timeline.bytes_each(node.round, sent)

@@ -55,7 +55,11 @@ class EventNode:
 
     def release(self, peer: str, needed: Collection[int]) -> None:
         """Let go of a neighbour's messages, but those of some numbers."""
-        self.messages[peer] = {number: message for number, message in self.messages.get(peer, {}).items() if number in needed}
+        messages = self.messages.get(peer, {})
+        for number in messages.keys() - set(needed):
+            del messages[number]
+        if not messages:  # who has nothing here is not looked at again
+            self.messages.pop(peer, None)
 
     def merge(self, sent: Mapping[str, Tensor], messages: Mapping[str, Message], weights: Mapping[str, float]) -> None:
         """Merge messages of neighbours into what was `sent`, with the weight w_ij of each."""

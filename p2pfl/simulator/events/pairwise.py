@@ -56,7 +56,7 @@ class PairwiseNode:
 
     def release(self) -> None:
         """Let go of messages that the pace needs no more."""
-        for peer in self.steps.messages:
+        for peer in list(self.steps.messages):
             self.steps.release(peer, self.pace.needed(peer))
 
     def meet(self, peer: str, number: int, message: Message) -> None:
