@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from p2pfl.analyses.dominance import has_column_of_few
 from p2pfl.analyses.floors import Counts, at_sites, counted, is_small
 from p2pfl.analyses.leading import FewPatientsHere
 from p2pfl.analyses.models import ModelResult, fit_model
@@ -26,14 +28,14 @@ from p2pfl.statistics.families import FAMILIES
 from p2pfl.statistics.glm import DesignRows, fit_glm
 from p2pfl.statistics.meta import Estimate, MetaAnalysis, meta_analysis
 from p2pfl.statistics.scale import INTERCEPT
-from p2pfl.statistics.sums import Numbers, SumRequest, analyse
+from p2pfl.statistics.sums import Numbers, SumRequest, analyse, once_a_site, relayed
 
 _PREDICTOR = "predictor"
 _SITE_SUMS = (3, 5)
 """Sums that combine the sites' own estimates, and numbers of each."""
 
-Predicted = tuple[Numbers, Numbers, int]
-"""A site's predictors and outcomes, (M,), with its number of patients."""
+Predicted = tuple[Numbers, Numbers, NDArray[np.int64]]
+"""A site's predictors and outcomes with its patients by number, (M,)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,8 +66,9 @@ class CalibrationResult:
         for start, end, patients, events, predicted, (low, high) in zip(*columns, strict=True):
             row: dict[str, Any] = {"from": float(start), "to": float(end)}
             row |= {"patients": round(patients) if is_counted else None, "events": round(events) if is_counted else None}
-            risks = {"predicted": predicted, "observed": events / patients, "low": low, "high": high}
-            found.append({**row, **{key: float(value) for key, value in risks.items()}})
+            observed = {"observed": events / patients, "low": low, "high": high}  # an interval tells of how many patients it is
+            row |= {"predicted": float(predicted), **{key: float(value) if is_counted else None for key, value in observed.items()}}
+            found.append(row)
         return found
 
     def as_dict(self) -> dict[str, Any]:
@@ -85,7 +88,7 @@ class CalibrationResult:
             (
                 f"{each['from']:g} to {each['to']:g}",
                 *("-" if each[key] is None else f"{each[key]:,}" for key in ("patients", "events")),
-                *(figure(each[key], 4) for key in ("predicted", "observed", "low", "high")),
+                *("-" if each[key] is None else figure(each[key], 4) for key in ("predicted", "observed", "low", "high")),
             )
             for each in self.records()
         ]
@@ -129,9 +132,10 @@ def calibration(spec: AnalysisSpec, contract: Contract) -> Generator[SumRequest[
     model, part = yield from fit_model(model_spec(spec), contract, num_numbers)
     params = model.params
 
+    @once_a_site
     def predicted(site: SiteRows[DesignRows]) -> Predicted:
         rows = part(site)
-        return rows.columns_MP @ params + rows.offsets_M, rows.outcomes_M, site.num_patients
+        return rows.columns_MP @ params + rows.offsets_M, rows.outcomes_M, site.patients_M
 
     groups, found = yield from at_sites(_calibrated(spec, ends), predicted)
     intercepts = yield from at_sites(_combined("intercepts", spec, _own_intercept), predicted)
@@ -188,18 +192,16 @@ def _combined(
 ) -> Generator[SumRequest[Predicted], Numbers, MetaAnalysis | None]:
     """Combine what each site with enough patients estimates of its own rows; None: fewer than two do."""
 
-    def contribution(request: SumRequest[Estimate | None]) -> Callable[[Predicted], Numbers]:
-        return lambda site: request.contribution(own(site) if site[2] >= spec.patients_per_sum else None)
+    @once_a_site
+    def estimate(site: Predicted) -> Estimate | None:
+        is_about_few = has_column_of_few(site[0][:, None], site[2], spec.patients_per_cell)
+        return None if len(np.unique(site[2])) < spec.patients_per_sum or is_about_few else own(site)
 
-    analysis = meta_analysis()
+    def asked(request: SumRequest[Estimate | None]) -> SumRequest[Predicted]:
+        return SumRequest(statistic=f"weighted {what}", shape=request.shape, contribution=lambda site: request.contribution(estimate(site)))
+
     try:
-        request = next(analysis)
-        while True:
-            total = yield SumRequest(statistic=f"weighted {what}", shape=request.shape, contribution=contribution(request))
-            request = analysis.send(total)
-    except StopIteration as end:
-        found: MetaAnalysis = end.value
-        return found
+        return (yield from relayed(meta_analysis(), asked))
     except ConfigError:
         return None
 

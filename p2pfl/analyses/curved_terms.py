@@ -18,7 +18,7 @@ from p2pfl.statistics.cox import CoxRows
 from p2pfl.statistics.formula import POLY, SPLINE, Variable
 from p2pfl.statistics.glm import DesignRows
 from p2pfl.statistics.polynomials import agree_on_polynomials
-from p2pfl.statistics.sums import Numbers, SumRequest
+from p2pfl.statistics.sums import Numbers, SumRequest, once_a_site
 
 Part = TypeVar("Part", DesignRows, CoxRows)
 
@@ -50,7 +50,7 @@ def agree_on_curves(
                 columns_MP[:, column] *= values[place][:, degree - 1]
         return replace(site.part, columns_MP=columns_MP)
 
-    return part
+    return once_a_site(part)
 
 
 def sums_of_curves(curves: tuple[Variable, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:

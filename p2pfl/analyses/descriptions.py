@@ -26,7 +26,7 @@ from p2pfl.data.variables import Variable
 from p2pfl.errors import ConfigError
 from p2pfl.statistics.cross_table import shown
 from p2pfl.statistics.describe import MOST_CELLS, QUANTILES, Description, describe
-from p2pfl.statistics.sums import Numbers, SumRequest
+from p2pfl.statistics.sums import Numbers, SumRequest, relayed
 from p2pfl.statistics.survival import Integers
 
 OF_CELLS = "Quantiles come from counts in cells; one whose cell is wider than the SD is not shown."
@@ -273,12 +273,7 @@ def _of_numbers(
         _check_cells(spec, name, np.histogram(values[~np.isnan(values)], edges / scale)[0])
         return values
 
-    try:
-        request = next(analysis)
-        while True:
-            request = analysis.send((yield _of_column(request, groups.named(name, group), own)))
-    except StopIteration as end:
-        found: Description = end.value
+    found = yield from relayed(analysis, lambda request: _of_column(request, groups.named(name, group), own))
     return replace(found, mean=found.mean * scale, variance=found.variance * scale**2, edges=found.edges * scale)
 
 

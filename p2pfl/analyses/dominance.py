@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from p2pfl.analyses.leading import FewPatientsHere
 from p2pfl.analyses.rows import ModelColumns, SiteRows
 from p2pfl.analyses.spec import AnalysisSpec
-from p2pfl.statistics.sums import Numbers, Result, SumRequest
-
-_MEANS, _SQUARES = "rows and means", "squares around the means"
+from p2pfl.statistics.scale import MEANS, SQUARES
+from p2pfl.statistics.sums import Numbers, Result, SumRequest, relayed
 
 
 def without_dominated_columns(
@@ -43,21 +42,26 @@ def without_dominated_columns(
     Raises:
         FewPatientsHere: at a site, when it is asked for its numbers.
     """
-    means = squares = None
-    try:
-        request = next(analysis)
-        while True:
-            if means is not None and squares is not None:
-                request, means = _checked(request, spec, model, part, means, squares), None  # once: rows stay the same
-            total = yield request
-            if request.statistic == _MEANS:
-                means = total[1 : 1 + len(model.names)] / max(float(total[0]), 1.0)  # an outcome may stand behind the columns
-            elif request.statistic == _SQUARES:
-                squares = total[: len(model.names)]
-            request = analysis.send(total)
-    except StopIteration as end:
-        result: Result = end.value
-        return result
+    found: dict[str, Numbers] = {}
+    is_checked = False
+
+    def heard(request: SumRequest[SiteRows[Any]], total: Numbers) -> None:
+        if request.statistic == MEANS:
+            found[MEANS] = total[1 : 1 + len(model.names)] / max(float(total[0]), 1.0)  # an outcome may stand behind the columns
+        elif request.statistic == SQUARES:
+            found[SQUARES] = total[: len(model.names)]
+
+    def asked(request: SumRequest[SiteRows[Any]]) -> SumRequest[SiteRows[Any]]:
+        nonlocal is_checked
+        if is_checked or len(found) < 2:  # noqa: PLR2004  # means and squares
+            return request
+        is_checked = True  # once: rows stay the same
+        return _checked(request, spec, model, part, found[MEANS], found[SQUARES])
+
+    result = yield from relayed(analysis, asked, heard)
+    if not is_checked:
+        raise RuntimeError(f"{spec.formula}: fitted without a look at its columns")
+    return result
 
 
 def _checked(

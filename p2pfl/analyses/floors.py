@@ -20,7 +20,7 @@ from p2pfl.analyses.variables import is_survival
 from p2pfl.data.contract import Contract
 from p2pfl.errors import ConfigError
 from p2pfl.statistics.newton import MOST_ITERATIONS
-from p2pfl.statistics.sums import Numbers, SumRequest
+from p2pfl.statistics.sums import Numbers, SumRequest, relayed
 
 _USUAL_ITERATIONS = 6
 """After so many a model that has a fit has mostly found it."""
@@ -146,27 +146,26 @@ def at_sites(
         ConfigError: the iterations would release more numbers, or there are too many of them.
     """
     released = num_iterations = 0
-    try:
-        request = next(analysis)
-        while True:
-            released += math.prod(request.shape) if "iteration" in request.statistic else 0
-            num_iterations += "iteration" in request.statistic
-            if released > most_numbers and num_iterations > _USUAL_ITERATIONS:
-                raise ConfigError(
-                    f"no fit in the {num_iterations - 1} iterations that so few patients allow: "
-                    "the outcome may be separated by a variable; leave that one out, or use fewer variables"
-                )
-            if num_iterations > MOST_ITERATIONS:
-                raise ConfigError(f"no fit in {MOST_ITERATIONS} iterations: the outcome may be separated, or a column far too large")
-            if released > most_numbers:
-                raise ConfigError(
-                    f"the iterations would release {released} numbers about the same patients, and {int(most_numbers)} are the most: "
-                    "use fewer variables"
-                )
-            request = analysis.send((yield _of_part(request, part)))
-    except StopIteration as end:
-        result: Result = end.value
-        return result
+
+    def asked(request: SumRequest[Part]) -> SumRequest[Site]:
+        nonlocal released, num_iterations
+        released += math.prod(request.shape) if "iteration" in request.statistic else 0
+        num_iterations += "iteration" in request.statistic
+        if released > most_numbers and num_iterations > _USUAL_ITERATIONS:
+            raise ConfigError(
+                f"no fit in the {num_iterations - 1} iterations that so few patients allow: "
+                "the outcome may be separated by a variable; leave that one out, or use fewer variables"
+            )
+        if num_iterations > MOST_ITERATIONS:
+            raise ConfigError(f"no fit in {MOST_ITERATIONS} iterations: the outcome may be separated, or a column far too large")
+        if released > most_numbers:
+            raise ConfigError(
+                f"the iterations would release {released} numbers about the same patients, and {int(most_numbers)} are the most: "
+                "use fewer variables"
+            )
+        return _of_part(request, part)
+
+    return relayed(analysis, asked)
 
 
 def _of_part(request: SumRequest[Part], part: Callable[[Site], Part]) -> SumRequest[Site]:

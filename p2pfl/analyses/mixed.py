@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
 from p2pfl.analyses.coefficients import FittedResult, coefficient_records, coefficient_table
 from p2pfl.analyses.curved_terms import agree_on_curves
-from p2pfl.analyses.dominance import without_dominated_columns
+from p2pfl.analyses.dominance import has_column_of_few, without_dominated_columns
 from p2pfl.analyses.floors import at_sites, check_cross_table, count_patients, counted
 from p2pfl.analyses.leading import FewPatientsHere
-from p2pfl.analyses.rows import CrossTable, ModelColumns, SiteRows
+from p2pfl.analyses.models import most_numbers
+from p2pfl.analyses.rows import ModelColumns, SiteRows
 from p2pfl.analyses.spec import AnalysisSpec
 from p2pfl.analyses.text_tables import figure, p_value, wrapped
 from p2pfl.data.contract import Contract
 from p2pfl.statistics.glm import DesignRows
 from p2pfl.statistics.mixed import SUMMARIES, MixedFit, PlacedRows, fit_mixed
-from p2pfl.statistics.sums import Numbers, SumRequest
+from p2pfl.statistics.sums import Numbers, SumRequest, relayed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,48 +60,38 @@ def mixed(spec: AnalysisSpec, contract: Contract, num_sites: int) -> Generator[S
     patients = yield from count_patients(spec, len(model.names))
     yield from check_cross_table(spec, contract, is_at_sites=True)
     part = yield from agree_on_curves(spec, contract, model)
-    is_all_categorical = CrossTable.of(spec, contract).holds_all(spec)
     analysis = fit_mixed(model.names, spec.parsed.outcome[0], num_sites, units_P=model.units_P)
-    most = math.inf if is_all_categorical else spec.parameters_per_patient * len(model.names)
-    checked = _with_floors(spec, analysis, most)
+    checked = relayed(analysis, lambda request: _with_floors(request, spec, contract, model))
 
     def placed_rows(site: SiteRows[DesignRows]) -> _Site:
-        return PlacedRows(part(site), site.place), site.num_patients
+        return PlacedRows(part(site), site.place), site
 
     fitted = at_sites(checked, placed_rows)
     fit = yield from without_dominated_columns(spec, model, part, fitted)
     return MixedResult(spec=spec, counts=patients, fit=fit.in_unit(model.outcome_unit))
 
 
-_Site = tuple[PlacedRows, int]
+_Site = tuple[PlacedRows, SiteRows[DesignRows]]
 
 
-def _with_floors(
-    spec: AnalysisSpec, analysis: Generator[SumRequest[PlacedRows], Numbers, MixedFit], most_per_patient: float
-) -> Generator[SumRequest[_Site], Numbers, MixedFit]:
-    """Hold the floors of a sum and of parameters for the patients of each single site before it gives its summary."""
+def _with_floors(request: SumRequest[PlacedRows], spec: AnalysisSpec, contract: Contract, model: ModelColumns) -> SumRequest[_Site]:
+    """Hold the floors for the patients of each single site before it gives its summary, which all members see."""
 
-    def of_site(request: SumRequest[PlacedRows]) -> SumRequest[_Site]:
-        def own(site: _Site) -> Numbers:
-            rows, num_patients = site
-            if request.statistic == SUMMARIES and num_patients:
-                num_numbers = request.shape[1]
-                if num_patients < spec.patients_per_sum:
-                    raise FewPatientsHere(
-                        f"policy.patients_per_sum: this site has {num_patients} patients, and its summary is a sum over them"
-                    )
-                if num_numbers > most_per_patient * num_patients:
-                    raise FewPatientsHere(
-                        f"policy.parameters_per_patient: this site's summary has {num_numbers} numbers about {num_patients} patients"
-                    )
-            return request.contribution(rows)
+    def own(found: _Site) -> Numbers:
+        rows, site = found
+        if request.statistic == SUMMARIES and site.num_patients:
+            num_numbers, num_patients = request.shape[1], site.num_patients
+            if num_patients < spec.patients_per_sum:
+                raise FewPatientsHere(f"policy.patients_per_sum: this site has {num_patients} patients, and its summary is a sum over them")
+            if num_numbers > most_numbers(spec, contract, model, num_patients):
+                raise FewPatientsHere(
+                    f"policy.parameters_per_patient: this site's summary has {num_numbers} numbers about {num_patients} patients"
+                )
+            if has_column_of_few(rows.rows.columns_MP / model.units_P, site.patients_M, spec.patients_per_cell):
+                raise FewPatientsHere(
+                    f"policy.patients_per_cell: fewer than {spec.patients_per_cell} patients of this site make up nearly all differences "
+                    "in one of its columns, and its summary is seen by all: use fewer variables"
+                )
+        return request.contribution(rows)
 
-        return SumRequest(statistic=request.statistic, shape=request.shape, contribution=own)
-
-    try:
-        request = next(analysis)
-        while True:
-            request = analysis.send((yield of_site(request)))
-    except StopIteration as end:
-        found: MixedFit = end.value
-        return found
+    return SumRequest(statistic=request.statistic, shape=request.shape, contribution=own)

@@ -26,7 +26,7 @@ from p2pfl.statistics.families import FAMILIES, NEGATIVE_BINOMIAL, NegativeBinom
 from p2pfl.statistics.glm import DesignRows, GLMFit, fit_glm
 from p2pfl.statistics.meta import Estimate, MetaAnalysis, meta_analysis
 from p2pfl.statistics.negative_binomial import fit_negative_binomial
-from p2pfl.statistics.sums import Numbers, SumRequest, analyse
+from p2pfl.statistics.sums import Numbers, SumRequest, analyse, once_a_site
 from p2pfl.statistics.survival import SurvivalRows
 
 ALL_SITES = "Patients are those of all sites; a site without an estimate of its own is counted, and has no part in the effects."
@@ -178,17 +178,17 @@ def fit_model(
     patients = yield from count_patients(spec, len(model.names))
     yield from check_cross_table(spec, contract)
     part = yield from agree_on_curves(spec, contract, model)
-    most = _most_numbers(spec, contract, model, patients) - num_others
+    most = most_numbers(spec, contract, model, patients.num_patients) - num_others
     fitted = at_sites(_fitted(spec, model, model.units_P), part, most)
     fit = yield from without_dominated_columns(spec, model, part, fitted)
     return ModelResult(spec=spec, counts=patients, fit=_unscaled(fit, model.outcome_unit)), part
 
 
-def _most_numbers(spec: AnalysisSpec, contract: Contract, model: ModelColumns, patients: Counts) -> float:
+def most_numbers(spec: AnalysisSpec, contract: Contract, model: ModelColumns, num_patients: int) -> float:
     """Count the numbers that a fit may release about the same rows; where all is categorical, the cross table holds the floor."""
     if CrossTable.of(spec, contract).holds_all(spec):
         return np.inf
-    return spec.parameters_per_patient * patients.num_patients * len(model.names) - numbers_of_curves(model)
+    return spec.parameters_per_patient * num_patients * len(model.names) - numbers_of_curves(model)
 
 
 def cox(spec: AnalysisSpec, contract: Contract) -> Generator[SumRequest[SiteRows[CoxRows]], Numbers, ModelResult]:
@@ -203,7 +203,9 @@ def cox(spec: AnalysisSpec, contract: Contract) -> Generator[SumRequest[SiteRows
         ends_T = table.ends_T
         cells = TimeCells(ends_T=ends_T, num_agreed=len(spec.time_cells(contract)))
     analysis = fit_cox(model.names, ties=spec.ties or "efron", ends_T=ends_T, units_P=model.units_P)
-    most = _most_numbers(spec, contract, model, patients) if spec.is_by_site else np.inf  # cells of time have a floor of their own
+    most = (
+        most_numbers(spec, contract, model, patients.num_patients) if spec.is_by_site else np.inf
+    )  # cells of time have a floor of their own
     fit = yield from without_dominated_columns(spec, model, part, at_sites(analysis, part, most))
     return ModelResult(spec=spec, counts=patients, fit=fit, ends_T=ends_T, cells=cells)
 
@@ -216,7 +218,11 @@ def compare_coefficient(spec: AnalysisSpec, contract: Contract) -> Generator[Sum
     patients = yield from count_patients(spec, len(model.names))
     yield from check_cross_table(spec, contract)
 
-    found = yield from at_sites(meta_analysis(), lambda site: _own_estimate(spec, model, site))
+    @once_a_site
+    def own(site: SiteRows[DesignRows]) -> Estimate | None:
+        return _own_estimate(spec, model, site)
+
+    found = yield from at_sites(meta_analysis(), own)
     scale = model.outcome_unit / model.units_P[model.names.index(spec.coefficient)]
     meta = replace(
         found,

@@ -23,6 +23,7 @@ from p2pfl.statistics.families import FAMILIES, NEGATIVE_BINOMIAL
 from p2pfl.statistics.formula import Formula
 from p2pfl.statistics.mixed import SUMMARIES
 from p2pfl.statistics.newton import MOST_ITERATIONS
+from p2pfl.statistics.scale import MEANS, SQUARES
 
 _Shape = tuple[int, ...]
 _META_SUMS = 3
@@ -90,8 +91,8 @@ def _sums(spec: AnalysisSpec, contract: Contract, num_sites: int) -> Iterator[tu
         yield from _of_models(spec, contract)
     elif spec.kind == "mixed":
         size = len(ModelColumns.of(spec, contract).names) + 1  # the outcome is one more column
-        yield "rows and means", (1 + size,)
-        yield "squares around the means", (size,)
+        yield MEANS, (1 + size,)
+        yield SQUARES, (size,)
         yield SUMMARIES, (num_sites, size * (size + 1) // 2)
     elif spec.kind == "compare" and not is_survival(spec.parsed):
         yield from [("weighted estimates", (5,))] * _META_SUMS
@@ -103,8 +104,8 @@ def _sums(spec: AnalysisSpec, contract: Contract, num_sites: int) -> Iterator[tu
 def _of_models(spec: AnalysisSpec, contract: Contract) -> Iterator[tuple[str, _Shape]]:
     size = len(ModelColumns.of(spec, contract).names)
     triangle = size * (size + 1) // 2
-    yield "rows and means", (1 + size,)
-    yield "squares around the means", (size,)
+    yield MEANS, (1 + size,)
+    yield SQUARES, (size,)
     if spec.kind == "glm" and spec.family == NEGATIVE_BINOMIAL and spec.theta is None:
         yield "missing rows and sum of the outcomes", (3,)
         iteration, numbers = "information, score and theta", triangle + size + 4

@@ -133,7 +133,8 @@ def _calibration(content: dict[str, Any]) -> list[str]:
         if each is not None:
             about = f"{name} of {each['estimates']} sites, random effect (tau² {each['tau_squared']:.4g}, p of Q {_p(each['q_p'])[0]})"
             scores.append([about, _number(each["random"], 4), _number(each["random_se"], 4)])
-    picture = calibration(groups, about=f"Observed against predicted risk, with {level} intervals")
+    is_shown = all(each["observed"] is not None for each in groups)
+    picture = calibration(groups, about=f"Observed against predicted risk, with {level} intervals") if is_shown else ""
     bounds = f"Over all pairs the area lies between {found['auc_least']:.4g} and {found['auc_most']:.4g}: pairs in one group have no order."
     return [
         "<h2>Observed and predicted risk</h2>",

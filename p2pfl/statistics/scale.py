@@ -14,6 +14,9 @@ import numpy as np
 from p2pfl.errors import ConfigError
 from p2pfl.statistics.sums import Numbers, Rows, SumRequest
 
+MEANS, SQUARES = "rows and means", "squares around the means"
+"""Statistics of the two sums."""
+
 INTERCEPT = "(Intercept)"
 """Name of the column that is all ones."""
 
@@ -64,7 +67,7 @@ def agree_on_scale(
         columns_MP = columns_of(rows)
         return np.array([len(columns_MP), *(columns_MP / units).sum(axis=0)])
 
-    num_rows, *totals = yield SumRequest(statistic="rows and means", shape=(1 + num_columns,), contribution=sums)
+    num_rows, *totals = yield SumRequest(statistic=MEANS, shape=(1 + num_columns,), contribution=sums)
     if num_rows < 1:
         raise ConfigError("no site has a complete row of these variables")
     means_P = np.array(totals) / num_rows
@@ -72,7 +75,7 @@ def agree_on_scale(
     def squares(rows: Rows) -> Numbers:
         return np.asarray(((columns_of(rows) / units - means_P) ** 2).sum(axis=0))
 
-    spreads_P = np.sqrt((yield SumRequest(statistic="squares around the means", shape=(num_columns,), contribution=squares)) / num_rows)
+    spreads_P = np.sqrt((yield SumRequest(statistic=SQUARES, shape=(num_columns,), contribution=squares)) / num_rows)
     is_constant_P = spreads_P <= np.finfo(np.float64).eps * np.abs(means_P) * math.sqrt(num_rows)
     constant = [name for name, is_constant in zip(names, is_constant_P, strict=True) if is_constant and name != INTERCEPT]
     if constant and is_centred:

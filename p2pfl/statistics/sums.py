@@ -17,6 +17,9 @@ Numbers = NDArray[np.float64]
 Rows = TypeVar("Rows")
 """A site's own part of the data."""
 
+Part = TypeVar("Part")
+"""What an analysis takes of them."""
+
 Result = TypeVar("Result")
 
 
@@ -30,6 +33,41 @@ class SumRequest(Generic[Rows]):
     """Shape of each site's numbers, and of the total."""
     contribution: Callable[[Rows], Numbers]
     """A site's numbers, from its own rows."""
+
+
+def relayed(
+    analysis: Generator[SumRequest[Part], Numbers, Result],
+    asked: Callable[[SumRequest[Part]], SumRequest[Rows]],
+    heard: Callable[[SumRequest[Part], Numbers], None] = lambda request, total: None,  # noqa: ARG005
+) -> Generator[SumRequest[Rows], Numbers, Result]:
+    """Ask each sum of an analysis in another way.
+
+    Args:
+        analysis: whose requests are asked.
+        asked: makes the request that is asked in the place of one.
+        heard: called with each of the analysis's requests and its total, before the analysis goes on.
+    """
+    try:
+        request = next(analysis)
+        while True:
+            total = yield asked(request)
+            heard(request, total)
+            request = analysis.send(total)
+    except StopIteration as end:
+        result: Result = end.value
+        return result
+
+
+def once_a_site(make: Callable[[Rows], Part]) -> Callable[[Rows], Part]:
+    """Make something of each site's rows once, however often it is asked for; the rows must not change."""
+    made: dict[int, tuple[Rows, Part]] = {}  # with the rows, so that no other ones get their number
+
+    def found(rows: Rows) -> Part:
+        if id(rows) not in made:
+            made[id(rows)] = (rows, make(rows))
+        return made[id(rows)][1]
+
+    return found
 
 
 def analyse(analysis: Generator[SumRequest[Rows], Numbers, Result], sites: Sequence[Rows]) -> Result:

@@ -17,6 +17,7 @@ from commands import run_here
 from p2pfl.analyses import stats
 from p2pfl.analyses.policy import RefusedByPolicy
 from p2pfl.errors import ConfigError
+from p2pfl.inspector.statistics_page import statistics_page
 from p2pfl.statistics.calibration import merged_groups
 
 FORMULA = "died ~ age + dose + sex"
@@ -181,3 +182,14 @@ def test_an_outcome_of_another_kind_is_refused(files):
         stats.calibration("dose ~ age", **files)
     with pytest.raises(ConfigError, match="calibration has one outcome"):
         stats.calibration("Surv(days, died) ~ age", **files)
+
+
+def test_no_interval_tells_how_many_patients_a_group_has_where_they_are_not_counted(tmp_path):
+    contract, sites = write_study(tmp_path, changed(made(600), age=lambda row, place: "" if place in (3, 9) else row["age"]))
+    found = stats.calibration("died ~ age", contract=contract, sites=sites)
+
+    assert found.counts.num_missing is None
+    for row in found.records():
+        assert [key for key, value in row.items() if value is None] == ["patients", "events", "observed", "low", "high"]
+    assert "Observed against predicted risk" not in statistics_page(found.as_dict())
+    assert " - " in found.summary()

@@ -77,13 +77,33 @@ def test_few_values_that_are_declared_as_such_are_counted_over_all_sites(tmp_pat
     assert fit.names[-1] == "mark"
 
 
+ELSEWHERE = {place for place in range(240) if place % 3 != 1 and place % 4 == 0}
+"""Places of many patients of the other sites."""
+
+
 def test_a_site_has_no_estimate_about_few_patients_of_its_own(tmp_path):
     asked = {"kind": "compare", "formula": "dose ~ age + mark", "family": "gaussian", "coefficient": "mark"}
-    enough = {place for place in range(240) if place % 3 != 1 and place % 4 == 0}
 
     for name in ("few", "one with few"):
         (tmp_path / name).mkdir()
     with pytest.raises(ConfigError, match="0 sites have an estimate"):
         run(asked, *write_study(tmp_path / "few", with_mark((4, 5, 6))))
-    found = run(asked, *write_study(tmp_path / "one with few", with_mark(enough | {4, 7})))
+    found = run(asked, *write_study(tmp_path / "one with few", with_mark(ELSEWHERE | {4, 7})))
     assert found.meta.num_estimates == 2
+
+
+def test_a_site_gives_no_summary_about_few_patients_of_its_own(tmp_path, caplog):
+    contract, sites = write_study(tmp_path, with_mark(ELSEWHERE | {4, 7}))
+    for site in sites:
+        site.write_text(site.read_text() + "policy: {may_release: [site_means]}\n")
+
+    with pytest.raises(RefusedByPolicy, match=r"^site-1: refused by policy$"):
+        run({"kind": "mixed", "formula": "dose ~ age + mark"}, contract, sites)
+    assert "and its summary is seen by all" in caplog.text
+
+
+def test_a_site_has_no_slope_of_its_own_about_few_patients(tmp_path):
+    asked = {"kind": "calibration", "formula": "died ~ mark", "ends": [0.5, 1.0]}
+    found = run(asked, *write_study(tmp_path, with_mark(ELSEWHERE | {4, 7})))
+
+    assert found.site_slopes.num_estimates == 2
