@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from p2pfl.cli.agreed import say_table, written
+from p2pfl.cli.new_files import write_new
 from p2pfl.errors import ConfigError
 from p2pfl.yaml_files import shown
 
@@ -70,16 +71,12 @@ def shown_analyses(study: Study) -> dict[str, Any]:
 
 
 def write_contract(study: Study, path: Path) -> None:
-    """Write a study's data contract to a new file; ConfigError where it has none, or the file cannot be written."""
+    """Write a study's data contract to a new file; ConfigError where it has none."""
     from p2pfl.yaml_files import dump_yaml
 
     if study.contract is None:
         raise ConfigError(f"--contract = {str(path)!r}: the study has no data contract")
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(dump_yaml(study.contract))
-    except OSError as error:
-        raise ConfigError(f"cannot be written: {error.strerror}", str(path)) from error
+    write_new(path, dump_yaml(study.contract))
     typer.echo(f"{path}   the study's data contract", err=True)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from p2pfl.cli.long_runs import pausable
+from p2pfl.cli.new_files import write_new
 from p2pfl.cli.options import AllowTask, Json, Nodes, Rounds, Set
 from p2pfl.cli.run import of_file, overrides_from
 from p2pfl.errors import ConfigError, P2PFLError
@@ -67,7 +68,7 @@ def chaos(
             given.script(neighbours_of(made), str(faults))
         drawn = given if given is not None else draw_plan(made.experiment, neighbours_of(made), kinds, seed)
         if write_plan is not None:
-            _write(write_plan, drawn.text)
+            write_new(write_plan, drawn.text)
             if as_json:
                 sys.stdout.write(json.dumps({"faults": len(drawn.faults), "nodes": len(made.names), "file": str(write_plan)}) + "\n")
             else:
@@ -93,16 +94,6 @@ def chaos(
         sys.stderr.write(f"p2pfl: not as agreed: {sentence}\n")
     if report.departures:
         raise typer.Exit(DEPARTED)
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise ConfigError("exists already; choose another file", str(path)) from None
-    except OSError as error:
-        raise ConfigError(f"cannot be written: {error.strerror}", str(path)) from error
 
 
 def _progress(num_faults: int) -> Progress:

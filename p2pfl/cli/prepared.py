@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from p2pfl.cli.new_files import write_new
 from p2pfl.cli.options import Json
-from p2pfl.errors import ConfigError, store_error
+from p2pfl.errors import ConfigError
 
 if TYPE_CHECKING:
     from p2pfl.analyses.agreed_preprocessing import Wanted
@@ -63,11 +64,7 @@ def prepare(
     else:
         agreed = agreed_preprocessing(wanted, _read(result), str(result))
     text = "# Public: the same file for every member. Its numbers are over all sites, and fixed before anybody trains.\n"
-    try:
-        with out.open("x", encoding="utf-8") as file:
-            file.write(text + dump_yaml(agreed.as_dict()))
-    except OSError as error:
-        raise store_error(out, error) from error
+    write_new(out, text + dump_yaml(agreed.as_dict()))
     if as_json:
         typer.echo(json.dumps({"file": str(out), "digest": agreed.digest, **agreed.as_dict()}))
         return

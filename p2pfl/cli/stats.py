@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from p2pfl.cli.new_files import write_new
 from p2pfl.cli.options import Json
 from p2pfl.cli.released import released
 
@@ -253,7 +254,7 @@ def _give(found: Result, csv_file: Path | None, page: Path | None, *, as_json: b
     html = None if page is None else statistics_page(found.as_dict(), over)
     for path, text in ((csv_file, rows), (page, html)):
         if path is not None and text is not None:
-            _write(path, text)
+            write_new(path, text)
     if as_json:
         sys.stdout.write(json.dumps(found.as_dict(), indent=2) + "\n")
         return
@@ -285,17 +286,6 @@ def _as_csv(rows: list[dict[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows({key: harmless(value) for key, value in row.items()} for row in rows)
     return text.getvalue()
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a new file."""
-    from p2pfl.errors import store_error
-
-    try:
-        with path.open("x", encoding="utf-8", newline="") as file:
-            file.write(text)
-    except OSError as error:
-        raise store_error(path, error) from error
 
 
 def _names(text: str | None) -> list[str]:

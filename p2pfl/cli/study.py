@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from p2pfl.cli.new_files import write_new
 from p2pfl.cli.options import AcceptDifference, AllowTask, Json
 from p2pfl.cli.run import checked_kinds
 from p2pfl.errors import ConfigError, some
@@ -258,11 +259,7 @@ def join(
     values = {key: dump_yaml({"value": value}).removeprefix("value: ").strip() for key, value in said.items()}
     values["state"] = state_lines(found, member.name, folder, old_state)
     agreed = f"{_ACCEPTED}accept_differences: [{', '.join(kinds)}]\n" if kinds else ""
-    try:
-        with out.open("x", encoding="utf-8") as file:
-            file.write(_SITE.format(**values, confirmed=grouped(found.digest), accepted=agreed))
-    except OSError as error:
-        raise ConfigError(f"cannot be written: {error.strerror}", str(out)) from error
+    write_new(out, _SITE.format(**values, confirmed=grouped(found.digest), accepted=agreed))
     if as_json:
         typer.echo(json.dumps({"site": str(out), "member": member.name, "digest": found.digest, "layout": _layout_rows(found)}))
         return

@@ -18,7 +18,7 @@ Rows = TypeVar("Rows")
 """A site's own part of the data."""
 
 Part = TypeVar("Part")
-"""What an analysis takes of them."""
+"""A form of the rows that one analysis takes."""
 
 Result = TypeVar("Result")
 
